@@ -1,0 +1,1 @@
+"""The Pulumi program that describes a region, and what else realises it."""

@@ -1,0 +1,1 @@
+"""Running the program without the Pulumi CLI: recorder, graph, diff, realiser."""

@@ -1,0 +1,1 @@
+"""One module a stack layer: foundation, cluster, serving, edge."""

@@ -1,0 +1,1 @@
+"""Decisions as pure functions: values in, a reasoned decision out, never I/O."""

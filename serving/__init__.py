@@ -1,0 +1,1 @@
+"""What runs inside the serving image: the gateway, the engine supervisor, models and metering."""

@@ -1,0 +1,1 @@
+"""The supervisor around a stock engine: fetch, start, prove, watch, drain."""

@@ -1,0 +1,1 @@
+"""Usage, from the first durable byte to the bill."""

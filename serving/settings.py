@@ -1,0 +1,152 @@
+"""What the program tells the processes it deploys: one JSON document per role, mounted from a ConfigMap.
+
+`infra/` writes these documents and `serving/` reads them, both through the models below, so the two ends cannot drift.
+This module imports nothing of the project. Everything is frozen, bounded, and checked whole at load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ModelClass = Literal["small", "medium", "large"]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tables(_Frozen):
+    """Names of the DynamoDB global tables. Every table has string keys `pk` and `sk`."""
+
+    registry: str
+    tenants: str
+    ledger: str
+
+
+class Secrets(_Frozen):
+    """Names of the Secrets Manager secrets, each a random string replicated to every region."""
+
+    key_pepper: str
+    """Keys the HMAC under which API keys are stored."""
+    cache_salt: str
+    """Keys the HMAC that gives each tenant its prefix-cache salt."""
+    admin_key: str
+    """Bearer token of the admin API."""
+
+
+class Price(_Frozen):
+    """List price of a model in micro-dollars per million tokens: one token then costs that many pico-dollars, an integer."""
+
+    input_micro_usd_per_mtok: Annotated[int, Field(ge=0)]
+    cached_input_micro_usd_per_mtok: Annotated[int, Field(ge=0)]
+    output_micro_usd_per_mtok: Annotated[int, Field(ge=0)]
+
+
+class ServedModel(_Frozen):
+    """A model class as the gateway of one region serves it."""
+
+    model_class: ModelClass
+    """The name clients ask for; also the registry's alias."""
+    aliases: tuple[str, ...] = ()
+    """Further names clients may use, such as the model's own."""
+    context_window_tokens: Annotated[int, Field(ge=256, le=1_048_576)]
+    engine_service: str
+    """Headless Service of the class's engines, `name.namespace`."""
+    engine_port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    max_in_flight_per_engine: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Requests a gateway keeps at one engine; beyond it new ones are answered 503 with Retry-After."""
+    price: Price
+
+
+class Timeouts(_Frozen):
+    """Time limits of a request on its way to an engine."""
+
+    connect_s: Seconds = 1.0
+    first_token_s: Seconds = 60.0
+    gap_s: Seconds = 30.0
+    """Longest silence between two chunks."""
+    request_s: Seconds = 600.0
+
+
+class JournalSettings(_Frozen):
+    """The write-ahead usage journal of a gateway."""
+
+    progress_tokens: Annotated[int, Field(ge=1)] = 32
+    progress_s: Seconds = 0.25
+    """A PROGRESS record is written after this many tokens or seconds, whichever comes first."""
+    seal_after_s: Seconds = 10.0
+    """A segment with records is sealed, and so shipped, after this long."""
+    seal_after_bytes: Annotated[int, Field(ge=4096)] = 8 * 1024 * 1024
+    retain_h: Seconds = 72.0
+    """Shipped segments stay on the volume this long, to rebuild the archive from."""
+
+
+class GatewaySettings(_Frozen):
+    """All that a gateway pod (the gateway and its shipper) of one region needs to know."""
+
+    environment: str
+    region: str
+    home_region: str
+    """Where registry and tenant writes go: conditional puts are exact in one region only."""
+    tables: Tables
+    secrets: Secrets
+    artifact_bucket: str
+    archive_bucket: str
+    cache_url: str
+    """`redis://host:port` of the region's cache."""
+    models: tuple[ServedModel, ...]
+    price_version: str
+    timeouts: Timeouts = Timeouts()
+    journal: JournalSettings = JournalSettings()
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    max_json_depth: Annotated[int, Field(ge=8, le=512)] = 64
+    key_cache_s: Seconds = 3.0
+    """A verified key is trusted this long before it is read again: the bound on revocation."""
+    drain_s: Seconds = 30.0
+
+
+class EngineSettings(_Frozen):
+    """All that an engine pod of one region needs to know. Engine arguments come on its command line, after `--`."""
+
+    environment: str
+    region: str
+    model_class: ModelClass
+    registry_table: str
+    artifact_bucket: str
+    engine: Literal["vllm"] = "vllm"
+    fetch_concurrency: Annotated[int, Field(ge=1, le=256)] = 16
+    fetch_part_mib: Annotated[int, Field(ge=1, le=512)] = 16
+    start_timeout_s: Seconds = 900.0
+    stall_limit_s: Seconds = 60.0
+    """Work is waiting or running and no engine step ends for this long: the engine is hung and is restarted."""
+    probe_timeout_s: Seconds = 3.0
+    drain_s: Seconds = 30.0
+
+
+SettingsT = TypeVar("SettingsT", bound=_Frozen)
+
+
+class SettingsError(Exception):
+    """A settings document cannot be read or does not fit; the message names the file, the key and the value."""
+
+
+def load(model: type[SettingsT], path: Path) -> SettingsT:
+    """The document at `path` as `model`.
+
+    Raises:
+        SettingsError: the file is unreadable, or not such a document; every violation is listed, one a line.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        lines = [
+            f"{path}: {'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']} (got {item['input']!r:.80})"
+            for item in error.errors()
+        ]
+        raise SettingsError("\n".join(lines)) from error
