@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 compile() { uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
   --custom-compile-command "make lock" "$@"; }
+compile uv.in -o uv.txt
 compile base.in -o base.txt
 compile dev.in -c base.txt -o dev.txt
 compile engine.in --override engine-overrides.txt -o engine.txt

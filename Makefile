@@ -1,0 +1,55 @@
+# `make up` and `make test` are all a newcomer needs; both do their own set-up.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+export PYTHON
+BIN := .venv/bin
+
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow lock clean
+
+help:            ## show this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+up: setup        ## set up, then start a region on this machine
+	@$(BIN)/flotilla up
+
+down:            ## stop it; what was acknowledged stays
+	@$(BIN)/flotilla down
+
+setup: .venv/.flotilla-base .venv-engine/.flotilla-engine
+
+test: setup .venv/.flotilla-dev   ## set up, then every check and test, the real vLLM included
+	@$(MAKE) --no-print-directory check test-unit test-engine
+
+check: .venv/.flotilla-dev        ## formatting, lint, types, layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: .venv/.flotilla-dev          ## format
+	$(BIN)/ruff check --fix-only --quiet .; $(BIN)/ruff format .
+
+test-unit: .venv/.flotilla-dev    ## unit tests and those on the emulated AWS
+	$(BIN)/pytest -q -m "not engine and not slow"
+
+test-engine: setup .venv/.flotilla-dev   ## end to end on the real vLLM
+	$(BIN)/pytest -q -m "engine and not slow"
+
+test-slow: setup .venv/.flotilla-dev     ## the longer drills: two regions, kills in every place
+	$(BIN)/pytest -q -m slow
+
+lock: .venv/.flotilla-base        ## write the hashed requirements from requirements/*.in
+	PATH="$(CURDIR)/$(BIN):$$PATH" requirements/lock.sh
+
+clean:           ## remove what was set up and every local state
+	-$(BIN)/flotilla down --purge
+	rm -rf .venv .venv-engine .flotilla
+
+.venv/.flotilla-base: requirements/base.txt requirements/uv.txt pyproject.toml
+	@requirements/install.sh .venv base.txt && touch $@
+
+.venv/.flotilla-dev: requirements/dev.txt .venv/.flotilla-base
+	@requirements/install.sh .venv dev.txt && touch $@
+
+.venv-engine/.flotilla-engine: requirements/engine.txt .venv/.flotilla-base
+	@requirements/install.sh .venv-engine engine.txt && touch $@
