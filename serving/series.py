@@ -1,7 +1,8 @@
 """Every metric name that something else queries: alerts, dashboards, scaling, reconciliation, tests.
 
-Producers (the gateway, the supervisor, the shipper) build their metrics from these names and labels; consumers (`infra/`, `policies/`)
-import them. A test holds the two together. Labels are bounded: model classes, regions, outcomes; never a tenant or a key.
+Producers (the gateway, the supervisor, the shipper) build their metrics from these names and labels; consumers (`infra/`,
+`policies/`) import them. A test holds the two together. Labels are bounded: model classes, regions, outcomes; never a tenant or
+a key.
 """
 
 from __future__ import annotations
@@ -25,24 +26,54 @@ ERRORS = Series("flotilla_errors_total", "counter", ("model", "error"), "Request
 TTFT = Series("flotilla_ttft_seconds", "histogram", ("model",), "Last request byte received to first content byte sent.")
 TPOT = Series("flotilla_tpot_seconds", "histogram", ("model",), "Mean time per output token after the first, per request.")
 REQUEST_SECONDS = Series("flotilla_request_seconds", "histogram", ("model",), "Last request byte received to last byte sent.")
-TOKENS = Series("flotilla_tokens_total", "counter", ("model", "kind"), "Tokens received and sent; kind is input, cached_input or output.")
+TOKENS = Series(
+    "flotilla_tokens_total", "counter", ("model", "kind"), "Tokens received and sent; kind is input, cached_input or output."
+)
 IN_FLIGHT = Series("flotilla_in_flight_requests", "gauge", ("model",), "Requests between admission and their last byte.")
 ENGINES_READY = Series("flotilla_engines_ready", "gauge", ("model",), "Engines that this gateway may send requests to.")
 RETRIES = Series("flotilla_retries_total", "counter", ("model",), "Requests sent to a second engine before their first byte.")
-LIMITER_FALLBACKS = Series("flotilla_limiter_fallbacks_total", "counter", (), "Admissions decided locally because the cache did not answer.")
-JOURNAL_COMMIT = Series("flotilla_journal_commit_seconds", "histogram", (), "One group commit of the usage journal: write and fdatasync.")
+LIMITER_FALLBACKS = Series(
+    "flotilla_limiter_fallbacks_total", "counter", (), "Admissions decided locally because the cache did not answer."
+)
+JOURNAL_COMMIT = Series(
+    "flotilla_journal_commit_seconds", "histogram", (), "One group commit of the usage journal: write and fdatasync."
+)
 OPEN_EVENTS = Series("flotilla_usage_open_events", "gauge", (), "Usage events opened and not yet closed.")
 
 # The shipper.
-UNSHIPPED_BYTES = Series("flotilla_usage_unshipped_bytes", "gauge", (), "Sealed journal bytes that the archive does not have yet.")
+UNSHIPPED_BYTES = Series(
+    "flotilla_usage_unshipped_bytes", "gauge", (), "Sealed journal bytes that the archive does not have yet."
+)
 OLDEST_UNSHIPPED = Series("flotilla_usage_oldest_unshipped_seconds", "gauge", (), "Age of the oldest such segment.")
-LEDGER_ROWS = Series("flotilla_ledger_rows_total", "counter", ("result",), "Ledger puts; result is written, present or failed.")
+LEDGER_ROWS = Series(
+    "flotilla_ledger_rows_total", "counter", ("result",), "Ledger puts; result is written, present, conflict or failed."
+)
+SEGMENTS = Series(
+    "flotilla_usage_segments_total",
+    "counter",
+    ("result",),
+    "Segments put; result is written, present, conflict, unreadable or failed.",
+)
 
 # The engine supervisor.
-ENGINE_READY = Series("flotilla_engine_ready", "gauge", ("model",), "1 when the canary prompts gave their known answers and progress is seen.")
-ENGINE_RESTARTS = Series("flotilla_engine_restarts_total", "counter", ("model", "reason"), "Engine starts after the first; reason is exited, stalled, silent or canary.")
-ENGINE_PHASE_SECONDS = Series("flotilla_engine_start_phase_seconds", "gauge", ("model", "phase"), "Cold-start ledger: fetch, verify, load, warm_up.")
+ENGINE_READY = Series(
+    "flotilla_engine_ready", "gauge", ("model",), "1 when the canary prompts gave their known answers and progress is seen."
+)
+ENGINE_RESTARTS = Series(
+    "flotilla_engine_restarts_total",
+    "counter",
+    ("model", "reason"),
+    "Engine starts after the first; reason is exited, stalled, silent or canary.",
+)
+ENGINE_PHASE_SECONDS = Series(
+    "flotilla_engine_start_phase_seconds", "gauge", ("model", "phase"), "Cold-start ledger: fetch, verify, load, warm_up."
+)
 ENGINE_FETCH_BYTES = Series("flotilla_engine_fetch_bytes", "gauge", ("model",), "Bytes of the release fetched at the last start.")
-CANARY_TOKENS = Series("flotilla_engine_canary_tokens_total", "counter", ("model", "kind"), "Tokens spent on canary prompts; kind is input or output.")
+CANARY_TOKENS = Series(
+    "flotilla_engine_canary_tokens_total",
+    "counter",
+    ("model", "kind"),
+    "Tokens spent on canary prompts; kind is input or output.",
+)
 
 ALL: tuple[Series, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Series))

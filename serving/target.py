@@ -53,7 +53,9 @@ class Target(msgspec.Struct, frozen=True):
             name = self.home_region if self.home_region in self.regions else next(iter(self.regions), "")
         if name not in self.regions:
             up = ", ".join(self.regions) or "none"
-            raise UserError(f"region {name or '?'} of {self.environment} is not up (up: {up})", "start it with `flotilla up --region`")
+            raise UserError(
+                f"region {name or '?'} of {self.environment} is not up (up: {up})", "start it with `flotilla up --region`"
+            )
         return name, self.regions[name]
 
     def aws_client(self, service: str, region: str) -> Any:
@@ -111,7 +113,9 @@ def _deployed_target(environment: str) -> Target:
     names = ("FLOTILLA_URL", "FLOTILLA_ADMIN_URL", "FLOTILLA_ADMIN_KEY")
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
-        raise UserError(f"environment {environment} needs {', '.join(missing)}", "set them, or leave out --env for the local region")
+        raise UserError(
+            f"environment {environment} needs {', '.join(missing)}", "set them, or leave out --env for the local region"
+        )
     base_url, admin_url, admin_key = (os.environ[name] for name in names)
     region = json.loads(_get(f"{admin_url}/admin/region", admin_key))
     return Target(

@@ -1,1 +1,1 @@
-"""One component a file; each is a noun with typed arguments and typed outputs."""
+"""One component a file, one noun a component. Typed arguments in, typed properties out, children below it with its provider."""

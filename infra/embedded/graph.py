@@ -67,6 +67,8 @@ class Graph:
     resources: tuple[Resource, ...]
     outputs: Mapping[str, Any]
     """What the stack exports to other stacks."""
+    references: tuple[str, ...] = ()
+    """Stacks whose outputs it reads."""
 
     def of_type(self, *types: str) -> Iterator[Resource]:
         """Resources of any of these types, in order."""

@@ -1,1 +1,1 @@
-"""One module a stack layer: foundation, cluster, serving, edge."""
+"""One module a layer: takes its configuration and earlier stacks' outputs, puts components together, exports its contract."""

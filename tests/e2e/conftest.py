@@ -34,7 +34,13 @@ class LocalRegion:
 
     def run(self, *arguments: str, timeout_s: float = 400, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [str(FLOTILLA), *arguments], cwd=REPOSITORY, env=self.env, capture_output=True, text=True, timeout=timeout_s, check=False
+            [str(FLOTILLA), *arguments],
+            cwd=REPOSITORY,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         if check and done.returncode:
             raise AssertionError(f"flotilla {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -69,10 +75,13 @@ class LocalRegion:
         supervisor = _scrape(f"http://{address}:8001/metrics")
 
         def total(samples: dict[str, float], name: str, *having: str) -> float:
-            return sum(value for key, value in samples.items() if key.split("{")[0] == name and all(part in key for part in having))
+            return sum(
+                value for key, value in samples.items() if key.split("{")[0] == name and all(part in key for part in having)
+            )
 
         return {
-            "prompt": total(vllm, "vllm:prompt_tokens_total") - total(supervisor, "flotilla_engine_canary_tokens_total", 'kind="input"'),
+            "prompt": total(vllm, "vllm:prompt_tokens_total")
+            - total(supervisor, "flotilla_engine_canary_tokens_total", 'kind="input"'),
             "generation": total(vllm, "vllm:generation_tokens_total")
             - total(supervisor, "flotilla_engine_canary_tokens_total", 'kind="output"'),
             "requests": total(vllm, "vllm:request_success_total"),

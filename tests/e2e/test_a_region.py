@@ -36,7 +36,9 @@ def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def post(region: LocalRegion, path: str, body: bytes, key: str | None = "demo", **headers: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+def post(
+    region: LocalRegion, path: str, body: bytes, key: str | None = "demo", **headers: str
+) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, decoded body and headers of a raw POST; `key="demo"` stands for the region's own key."""
     request = Request(region.home.base_url + path, data=body, headers={"content-type": "application/json", **headers})
     if key is not None:
@@ -87,7 +89,11 @@ def test_the_bill_equals_the_engines_own_counters_to_the_token(region: LocalRegi
         answer = api.chat.completions.create(model="small", messages=ask(f"Count to {number + 3}."), max_tokens=24, temperature=0)
         finished += answer.usage.completion_tokens  # type: ignore[union-attr]
         stream = api.chat.completions.create(
-            model="small", messages=ask(f"Name {number + 2} colours."), max_tokens=24, stream=True, stream_options={"include_usage": True}
+            model="small",
+            messages=ask(f"Name {number + 2} colours."),
+            max_tokens=24,
+            stream=True,
+            stream_options={"include_usage": True},
         )
         finished += sum(chunk.usage.completion_tokens for chunk in stream if chunk.usage)
     bill, counted_after = settled_bill(region, settled["requests"] + 6), region.counters()
@@ -102,7 +108,9 @@ def test_the_bill_equals_the_engines_own_counters_to_the_token(region: LocalRegi
                 stream.close()
                 break
         with pytest.raises(openai.APITimeoutError):  # not streamed, and left while it runs
-            client(region).with_options(timeout=2).completions.create(model="small", prompt=f"Once upon a time {number}", max_tokens=400)
+            client(region).with_options(timeout=2).completions.create(
+                model="small", prompt=f"Once upon a time {number}", max_tokens=400
+            )
     wait_until(lambda: region.counters()["running"] == 0, 10, "the engine aborted what clients left")
     last, counted_last = settled_bill(region, bill["requests"] + 4), region.counters()
     assert 0 <= counted_last["generation"] - last["output_tokens"] <= 4, "each of the four lies within one engine step"
@@ -131,8 +139,12 @@ BAD_REQUESTS: list[tuple[str, dict[str, Any], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "status", "code"), [case[1:] for case in BAD_REQUESTS], ids=[case[0] for case in BAD_REQUESTS])
-def test_is_refused_with_a_stable_code_and_no_engine_call(region: LocalRegion, request_: dict[str, Any], status: int, code: str) -> None:
+@pytest.mark.parametrize(
+    ("request_", "status", "code"), [case[1:] for case in BAD_REQUESTS], ids=[case[0] for case in BAD_REQUESTS]
+)
+def test_is_refused_with_a_stable_code_and_no_engine_call(
+    region: LocalRegion, request_: dict[str, Any], status: int, code: str
+) -> None:
     before = region.counters()
     got_status, body, _ = post(region, "/chat/completions", **request_)
     assert (got_status, body["error"]["code"]) == (status, code)
@@ -180,7 +192,13 @@ def test_a_taken_port_is_one_line_naming_it(region: LocalRegion, tmp_path: Any) 
         port = holder.getsockname()[1]
         env = {**os.environ, "FLOTILLA_STATE": str(tmp_path / "other")}
         done = subprocess.run(
-            [str(FLOTILLA), "up", "--port-offset", str(port - 8080)], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120, check=False
+            [str(FLOTILLA), "up", "--port-offset", str(port - 8080)],
+            cwd=REPOSITORY,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
     assert done.returncode == 2
     assert str(port) in done.stderr
@@ -206,7 +224,9 @@ def test_kill_9_of_the_gateway_in_mid_stream_bills_once_what_was_last_recorded(r
     received = 0
     pod = region.pod("gateway")
     (gateway,) = processes_of(pod, "serving.gateway")
-    stream = client(region).chat.completions.create(model="small", messages=ask("Tell me a long story."), max_tokens=300, stream=True)
+    stream = client(region).chat.completions.create(
+        model="small", messages=ask("Tell me a long story."), max_tokens=300, stream=True
+    )
     with pytest.raises((openai.APIError, openai.APIConnectionError, Exception)):  # the connection breaks off
         for chunk in stream:
             received += bool(chunk.choices and chunk.choices[0].delta.content)
@@ -227,7 +247,9 @@ def test_kill_9_of_the_engine_is_an_honest_503_and_heals_without_a_hand(region: 
     status, body, headers = post(region, "/chat/completions", chat_body(max_tokens=1))
     assert (status, body["error"]["code"]) == (503, "engine_unavailable")
     assert int(headers["retry-after"]) > 0
-    took_s = wait_until(lambda: post(region, "/chat/completions", chat_body(max_tokens=1))[0] == 200, 300, "the engine serves again")
+    took_s = wait_until(
+        lambda: post(region, "/chat/completions", chat_body(max_tokens=1))[0] == 200, 300, "the engine serves again"
+    )
     print(f"engine back after {took_s:.0f} s")
 
 

@@ -1,0 +1,1 @@
+"""What may be lost: limits and shared state of a region."""

@@ -1,0 +1,1 @@
+"""Kubernetes, and who its pods are to AWS."""

@@ -1,0 +1,53 @@
+"""What a workload's pods may do in AWS: one role, for one service account of one cluster, through EKS Pod Identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_aws as aws
+
+from infra import iam
+from infra.components.component import Component
+from infra.naming import StackName
+
+POD_IDENTITY = "pods.eks.amazonaws.com"
+
+
+@dataclass(frozen=True)
+class PodRoleArgs:
+    """`policy` is a policy document."""
+
+    role_name: str
+    cluster_name: pulumi.Input[str]
+    account_id: str
+    namespace: str
+    service_account: str
+    policy: pulumi.Input[str]
+
+
+class PodRole(Component):
+    """An IAM role that pods of a service account take.
+
+    The association is made with the cluster, before any pod needs it: it is eventually consistent, and no part of a failover.
+    """
+
+    def __init__(self, name: str, args: PodRoleArgs, stack: StackName, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("cluster:PodRole", name, stack, opts)
+        trust = iam.trust(
+            POD_IDENTITY, ["sts:AssumeRole", "sts:TagSession"], {"StringEquals": {"aws:SourceAccount": args.account_id}}
+        )
+        self.role = aws.iam.Role(
+            self.part("role"), name=args.role_name, assume_role_policy=trust, tags=self.tags(), opts=self.child()
+        )
+        aws.iam.RolePolicy(self.part("policy"), role=self.role.name, policy=args.policy, opts=self.child())
+        aws.eks.PodIdentityAssociation(
+            self.part("association"),
+            cluster_name=args.cluster_name,
+            namespace=args.namespace,
+            service_account=args.service_account,
+            role_arn=self.role.arn,
+            tags=self.tags(),
+            opts=self.child(),
+        )
+        self.register_outputs({})

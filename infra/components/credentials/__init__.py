@@ -1,0 +1,1 @@
+"""Secrets that processes read at run time."""

@@ -1,0 +1,1 @@
+"""Tables that must survive a region."""

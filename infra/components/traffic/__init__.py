@@ -1,0 +1,1 @@
+"""How clients find a region that is well."""

@@ -1,0 +1,1 @@
+"""What runs in the cluster: gateways, engines, and the rules around them."""

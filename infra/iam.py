@@ -1,0 +1,75 @@
+"""Policy documents, ARNs, and nothing that needs an answer from AWS: names are ours, so ARNs follow from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pulumi
+
+Statement = dict[str, Any]
+"""A statement of a policy; its leaves may be Outputs."""
+
+
+def allow(
+    sid: str,
+    actions: Sequence[str],
+    resources: Sequence[pulumi.Input[str]],
+    condition: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Statement:
+    """Allows `actions` on `resources`."""
+    statement: Statement = {"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": list(resources)}
+    return {**statement, "Condition": dict(condition)} if condition else statement
+
+
+def trust(
+    service: str, actions: Sequence[str] = ("sts:AssumeRole",), condition: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """The document that lets an AWS service take a role."""
+    statement: Statement = {"Effect": "Allow", "Principal": {"Service": service}, "Action": list(actions)}
+    return compact_json(
+        {"Version": "2012-10-17", "Statement": [{**statement, "Condition": dict(condition)} if condition else statement]}
+    )
+
+
+def document(*statements: Statement) -> pulumi.Output[str]:
+    """A policy document as JSON."""
+    return pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})
+
+
+def compact_json(value: Any) -> str:
+    """Compact JSON of plain values."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def bucket_arn(bucket: str) -> str:
+    """ARN of a bucket."""
+    return f"arn:aws:s3:::{bucket}"
+
+
+def table_arn(region: str, account_id: str, table: str) -> str:
+    """ARN of a table's replica in `region`."""
+    return f"arn:aws:dynamodb:{region}:{account_id}:table/{table}"
+
+
+def secret_arn(region: str, account_id: str, secret: str) -> str:
+    """Pattern of a secret's ARN in `region`: AWS ends it with a hyphen and six characters of its own."""
+    return f"arn:aws:secretsmanager:{region}:{account_id}:secret:{secret}-??????"
+
+
+def account_root(account_id: str) -> str:
+    """The account itself as a principal."""
+    return f"arn:aws:iam::{account_id}:root"
+
+
+def key_policy(account_id: str) -> str:
+    """The policy of a KMS key whose rights IAM gives."""
+    statement = {
+        "Sid": "IamDecides",
+        "Effect": "Allow",
+        "Principal": {"AWS": account_root(account_id)},
+        "Action": "kms:*",
+        "Resource": "*",
+    }
+    return compact_json({"Version": "2012-10-17", "Statement": [statement]})

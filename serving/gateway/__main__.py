@@ -1,0 +1,181 @@
+"""The gateway's process: `python -m serving.gateway`.
+
+Environment: FLOTILLA_SETTINGS_FILE (GatewaySettings), FLOTILLA_JOURNAL_DIR, FLOTILLA_POD_NAME, FLOTILLA_POD_IP;
+FLOTILLA_ENDPOINTS_DIR where engines are found in files, AWS_ENDPOINT_URL for an emulated AWS.
+
+Two servers share one event loop: the public API on port 8080, operations and the admin API on 8081. Operations answer from
+the first second, the public port when everything is there.
+
+SIGTERM: not ready any more; no new connections; what runs has `drain_s` to finish and is then cut, told so, and billed for
+what had arrived; the journal is sealed; exit 0. (Before SIGTERM, Kubernetes' preStop has let the address be forgotten.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import uvicorn
+import uvloop
+
+from serving.gateway.ops import build_ops_app
+from serving.gateway.service import Service
+from serving.metering.segment_writer import JournalUnavailable
+from serving.metering.segments import JournalLocked
+from serving.settings import GatewaySettings, SettingsError, load
+
+HTTP_PORT, OPS_PORT = 8080, 8081
+KEEP_ALIVE_S = 75
+"""Longer than a load balancer keeps an idle connection (ALB: 60 s), so that it never sends into one that we are closing."""
+BACKLOG = 4096
+
+log = structlog.get_logger()
+
+
+class Refusal(Exception):
+    """The process cannot do its work as it was started; the message is for whoever started it."""
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`, since there are two servers and an order to stop them in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: GatewaySettings, service: Service, host: str) -> None:
+    """Run until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        Refusal: a port is taken, or usage cannot be recorded.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    http_socket, ops_socket = _bind(host, HTTP_PORT), _bind(host, OPS_PORT)
+    ops = _server(build_ops_app(settings, service), drain_s=1)
+    ops_task = asyncio.create_task(ops.serve(sockets=[ops_socket]))
+    try:
+        if await _start(service, stop):
+            _spare_the_collector()
+            http = _server(service.app, settings.drain_s)
+            http_task = asyncio.create_task(http.serve(sockets=[http_socket]))
+            await asyncio.wait([asyncio.create_task(stop.wait()), http_task, ops_task], return_when=asyncio.FIRST_COMPLETED)
+            log.info("draining", drain_s=settings.drain_s)
+            service.is_draining = True
+            http.should_exit = True
+            await http_task
+    finally:
+        await service.stop()
+        ops.should_exit = True
+        await ops_task
+        http_socket.close()
+    log.info("stopped")
+
+
+async def _start(service: Service, stop: asyncio.Event) -> bool:
+    """Start the service, unless the process is told to stop before that."""
+    starting, stopping = asyncio.create_task(service.start()), asyncio.create_task(stop.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return False
+    try:
+        starting.result()
+    except (JournalLocked, JournalUnavailable) as error:
+        raise Refusal(str(error)) from error
+    return True
+
+
+def _spare_the_collector() -> None:
+    """Leave what start-up made out of garbage collection: walking it takes tens of milliseconds, in the middle of somebody's
+    first token, and finds nothing."""
+    gc.collect()
+    gc.freeze()
+
+
+def _server(app: Any, drain_s: float) -> _Server:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(drain_s),
+    )
+    return _Server(config)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        raise Refusal(f"port {port} of {host} cannot be had: {error.strerror}") from error
+    return bound
+
+
+def configure_logs() -> None:
+    """One JSON object a line on stdout."""
+    encoder = msgspec.json.Encoder(enc_hook=repr)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(serializer=lambda line, **_: encoder.encode(line)),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        logger_factory=structlog.BytesLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def main(env: Mapping[str, str] = os.environ) -> int:
+    """Exit code of the process: 2 where its environment, settings, ports or journal do not fit."""
+    configure_logs()
+    try:
+        settings = load(GatewaySettings, Path(env["FLOTILLA_SETTINGS_FILE"]))
+        endpoints_dir = env.get("FLOTILLA_ENDPOINTS_DIR")
+        service = Service(
+            settings,
+            gateway=env["FLOTILLA_POD_NAME"],
+            journal_dir=Path(env["FLOTILLA_JOURNAL_DIR"]),
+            endpoints_dir=Path(endpoints_dir) if endpoints_dir else None,
+        )
+        uvloop.run(serve(settings, service, env["FLOTILLA_POD_IP"]))
+    except KeyError as error:
+        return _refuse(f"{error.args[0]} is not set")
+    except (SettingsError, Refusal) as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"gateway: {message}", file=sys.stderr)  # noqa: T201 (the process's one word to whoever starts it)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""The admin API, on the ops port under /admin: tenants, keys, usage. Its key is not a tenant's and opens nothing else.
+
+Changes go to the home region's table by conditional writes, and each leaves a line in the log. A key's secret is in one answer,
+once, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+import structlog
+from botocore.exceptions import BotoCoreError, ClientError
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.gateway import errors, keys
+from serving.gateway.errors import ApiError
+from serving.gateway.tenants import (
+    TENANT_ID,
+    Band,
+    Key,
+    KeyMissing,
+    KeyRecord,
+    Tenant,
+    TenantChanged,
+    TenantExists,
+    TenantMissing,
+    TenantTable,
+)
+from serving.metering.report import DEFAULT_GROUP_BY, GroupBy, usage_report
+from serving.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+log = structlog.get_logger()
+
+AnswerT = TypeVar("AnswerT")
+
+USAGE_SPAN_MS = 30 * 24 * 3600 * 1000
+"""Usage is of the last thirty days where no span is asked for."""
+Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+
+class TenantChange(BaseModel):
+    """What of a tenant can be set; null makes a limit unlimited, and `models` every model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    band: Band = "standard"
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    requests_per_min: Limit | None = None
+    tokens_per_min: Limit | None = None
+    concurrency: Limit | None = None
+    models: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class NewTenant(TenantChange):
+    """A tenant to be made."""
+
+    id: Annotated[str, Field(pattern=f"^{TENANT_ID.pattern}$")]
+
+
+class NewKey(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(max_length=64)] = ""
+
+
+@dataclass(frozen=True)
+class AdminParts:
+    """What the admin API works on."""
+
+    admin_key: bytes
+    pepper: bytes
+    tenants: TenantTable
+    dynamodb: DynamoDBClient
+
+
+def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | None]) -> APIRouter:
+    """The routes; `parts` gives None until the gateway has started. Their functions block and run in threads."""
+
+    def authorised(request: Request) -> AdminParts:
+        ready = parts()
+        if ready is None:
+            raise ApiError(errors.NOT_STARTED, "This gateway has not read its secrets yet.", retry_after_s=1)
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if not hmac.compare_digest(given, ready.admin_key):
+            raise ApiError(errors.INVALID_ADMIN_KEY, "The admin API needs its own key, as `Authorization: Bearer …`.")
+        return ready
+
+    router = APIRouter(prefix="/admin", tags=["admin"])
+    allowed = Depends(authorised)
+
+    @router.get("/region")
+    def show_region(admin: AdminParts = allowed) -> dict[str, Any]:
+        return {
+            "environment": settings.environment,
+            "region": settings.region,
+            "home_region": settings.home_region,
+            "artifact_bucket": settings.artifact_bucket,
+            "tables": settings.tables.model_dump(),
+        }
+
+    @router.get("/tenants")
+    def list_tenants(admin: AdminParts = allowed) -> dict[str, Any]:
+        return {"tenants": [_tenant(tenant) for tenant in _ask(admin.tenants.list_tenants)]}
+
+    @router.post("/tenants", status_code=201)
+    def create_tenant(new: NewTenant, admin: AdminParts = allowed) -> dict[str, Any]:
+        _check_models(settings, new)
+        tenant = _ask(lambda: admin.tenants.create_tenant(msgspec.convert(new.model_dump(), Tenant)))
+        log.info("tenant_created", tenant=tenant.id)
+        return _tenant(tenant)
+
+    @router.get("/tenants/{tenant_id}")
+    def show_tenant(tenant_id: str, admin: AdminParts = allowed) -> dict[str, Any]:
+        return _tenant(_ask(lambda: admin.tenants.get_tenant(tenant_id)))
+
+    @router.patch("/tenants/{tenant_id}")
+    def change_tenant(tenant_id: str, change: TenantChange, admin: AdminParts = allowed) -> dict[str, Any]:
+        _check_models(settings, change)
+        fields = change.model_dump(exclude_unset=True)
+        old = _ask(lambda: admin.tenants.get_tenant(tenant_id))
+        changed = msgspec.convert({**msgspec.structs.asdict(old), **fields}, Tenant)
+        tenant = _ask(lambda: admin.tenants.replace_tenant(changed))
+        log.info("tenant_changed", tenant=tenant_id, **fields)
+        return _tenant(tenant)
+
+    @router.get("/tenants/{tenant_id}/keys")
+    def list_keys(tenant_id: str, admin: AdminParts = allowed) -> dict[str, Any]:
+        _ask(lambda: admin.tenants.get_tenant(tenant_id))
+        return {"keys": [_key(key) for key in _ask(lambda: admin.tenants.list_keys(tenant_id))]}
+
+    @router.post("/tenants/{tenant_id}/keys", status_code=201)
+    def create_key(tenant_id: str, new: NewKey, admin: AdminParts = allowed) -> dict[str, Any]:
+        secret = keys.mint()
+        record = KeyRecord(Key(secret.key_id, tenant_id, new.name), keys.digest(admin.pepper, secret))
+        key = _ask(lambda: admin.tenants.create_key(record))
+        log.info("key_created", tenant=tenant_id, key_id=key.key_id)
+        return {**_key(key), "key": secret.secret}
+
+    @router.delete("/keys/{key_id}")
+    def revoke_key(key_id: str, admin: AdminParts = allowed) -> dict[str, Any]:
+        key = _ask(lambda: admin.tenants.revoke_key(key_id))
+        log.info("key_revoked", tenant=key.tenant, key_id=key_id)
+        return _key(key)
+
+    @router.get("/usage")
+    def show_usage(
+        admin: AdminParts = allowed,
+        tenant: str | None = None,
+        from_ms: Annotated[int | None, Query(alias="from")] = None,
+        to_ms: Annotated[int | None, Query(alias="to")] = None,
+        group_by: Annotated[list[GroupBy], Query()] = list(DEFAULT_GROUP_BY),  # noqa: B006 (FastAPI reads it, nobody changes it)
+    ) -> dict[str, Any]:
+        until_ms = to_ms if to_ms is not None else time.time_ns() // 1_000_000 + 1
+        since_ms = from_ms if from_ms is not None else until_ms - USAGE_SPAN_MS
+        report = _ask(lambda: usage_report(admin.dynamodb, settings.tables.ledger, tenant, since_ms, until_ms, group_by))
+        document: dict[str, Any] = msgspec.to_builtins(report)
+        return document
+
+    return router
+
+
+def _ask(call: Callable[[], AnswerT]) -> AnswerT:
+    """The table's answer.
+
+    Raises:
+        ApiError: what it refuses, or that it does not answer.
+    """
+    try:
+        return call()
+    except TenantExists as error:
+        raise ApiError(errors.TENANT_EXISTS, f"There is a tenant `{error}` already.", param="id") from error
+    except TenantMissing as error:
+        raise ApiError(errors.TENANT_NOT_FOUND, f"There is no tenant `{error}`.") from error
+    except TenantChanged as error:
+        raise ApiError(errors.TENANT_CHANGED, f"Tenant `{error}` was changed by someone else just now; look again.") from error
+    except KeyMissing as error:
+        raise ApiError(errors.KEY_NOT_FOUND, f"There is no key `{error}`.") from error
+    except (BotoCoreError, ClientError) as error:
+        log.warning("table_unavailable", error=str(error))
+        raise ApiError(errors.TABLE_UNAVAILABLE, "The table does not answer.", retry_after_s=5) from error
+
+
+def _check_models(settings: GatewaySettings, change: TenantChange) -> None:
+    served = [model.model_class for model in settings.models]
+    unknown = [name for name in change.models or () if name not in served]
+    if unknown:
+        message = f"`{unknown[0]}` is not a model class of this region; there are {', '.join(served)}."
+        raise ApiError(errors.INVALID_VALUE, message, param="models")
+
+
+def _tenant(tenant: Tenant) -> dict[str, Any]:
+    return msgspec.structs.asdict(tenant)
+
+
+def _key(key: Key) -> dict[str, Any]:
+    return msgspec.structs.asdict(key)

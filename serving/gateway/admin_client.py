@@ -1,0 +1,216 @@
+"""The admin API and the chat API from the other side: what the command line and `flotilla up` call, over plain HTTP.
+
+Everything that goes wrong is a UserError of one line. Nothing here knows where a target came from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlencode
+from urllib.request import Request, urlopen
+
+from serving.errors import UserError
+from serving.target import Target
+
+ADMIN_TIMEOUT_S = 15.0
+CHAT_TIMEOUT_S = 600.0
+_HINTS = {
+    "invalid_api_key": "make one with `flotilla keys create TENANT`",
+    "invalid_admin_key": "the admin key belongs to another environment, or FLOTILLA_ADMIN_KEY is wrong",
+    "engine_unavailable": "see `flotilla status` and `flotilla logs`; an engine takes a minute or two to start",
+    "model_not_ready": "publish a release with `flotilla release publish`",
+    "tenant_not_found": "`flotilla tenants list` shows those there are",
+    "key_not_found": "`flotilla keys list TENANT` shows those there are",
+    "model_not_found": "`flotilla tenants show TENANT` shows which models it may use",
+}
+
+
+@dataclass(frozen=True)
+class ChatEnd:
+    """How a chat ended."""
+
+    model: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    ttft_ms: float
+    duration_ms: float
+
+
+def list_tenants(target: Target) -> list[dict[str, Any]]:
+    """All tenants, by id."""
+    tenants: list[dict[str, Any]] = _admin(target, "GET", "/tenants")["tenants"]
+    return tenants
+
+
+def create_tenant(target: Target, tenant: str, **fields: Any) -> dict[str, Any]:
+    """Make a tenant; `fields` as in the admin API. Refuses an id that exists."""
+    return _admin(target, "POST", "/tenants", {"id": tenant, **fields})
+
+
+def ensure_tenant(target: Target, tenant: str) -> dict[str, Any]:
+    """The tenant, made without limits if it is not there."""
+    try:
+        return show_tenant(target, tenant)
+    except ApiRefusal as error:
+        if error.code != "tenant_not_found":
+            raise
+    return create_tenant(target, tenant)
+
+
+def show_tenant(target: Target, tenant: str) -> dict[str, Any]:
+    """One tenant."""
+    return _admin(target, "GET", f"/tenants/{quote(tenant, safe='')}")
+
+
+def set_tenant(target: Target, tenant: str, **fields: Any) -> dict[str, Any]:
+    """Change the given fields of a tenant; None lifts a limit."""
+    return _admin(target, "PATCH", f"/tenants/{quote(tenant, safe='')}", fields)
+
+
+def create_key(target: Target, tenant: str, *, name: str = "") -> str:
+    """A new key's secret."""
+    key: str = create_key_record(target, tenant, name=name)["key"]
+    return key
+
+
+def create_key_record(target: Target, tenant: str, *, name: str = "") -> dict[str, Any]:
+    """A new key with its id and, as `key`, its secret. It cannot be shown again."""
+    return _admin(target, "POST", f"/tenants/{quote(tenant, safe='')}/keys", {"name": name})
+
+
+def list_keys(target: Target, tenant: str) -> list[dict[str, Any]]:
+    """The tenant's keys without their secrets, oldest first."""
+    found: list[dict[str, Any]] = _admin(target, "GET", f"/tenants/{quote(tenant, safe='')}/keys")["keys"]
+    return found
+
+
+def revoke_key(target: Target, key_id: str) -> dict[str, Any]:
+    """Revoke a key; within seconds it is refused everywhere."""
+    return _admin(target, "DELETE", f"/keys/{quote(key_id, safe='')}")
+
+
+def usage(
+    target: Target,
+    *,
+    tenant: str | None = None,
+    from_ms: int | None = None,
+    to_ms: int | None = None,
+    group_by: Sequence[str] | None = None,
+    region: str | None = None,
+) -> dict[str, Any]:
+    """The usage report as the admin API gives it; of all tenants and the last thirty days where nothing is said."""
+    asked = {"tenant": tenant, "from": from_ms, "to": to_ms, "group_by": group_by}
+    query = urlencode({name: value for name, value in asked.items() if value is not None}, doseq=True)
+    return _admin(target, "GET", f"/usage?{query}", region=region)
+
+
+def chat(
+    target: Target, prompt: str, *, model: str = "small", system: str | None = None, region: str | None = None
+) -> Iterator[str | ChatEnd]:
+    """The answer in pieces as they come, and at last how it ended.
+
+    Raises:
+        UserError: the request was refused, or the answer broke off.
+    """
+    _, chosen = target.region(region)
+    if not target.api_key:
+        raise UserError("there is no API key to chat with", "set FLOTILLA_API_KEY; `flotilla keys create TENANT` makes one")
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": prompt})
+    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    began_s, first_s = time.monotonic(), None
+    finish_reason = ""
+    counts: Mapping[str, Any] = {}
+    with _open("POST", f"{chosen.base_url}/chat/completions", target.api_key, body, CHAT_TIMEOUT_S) as answer:
+        for event in _events(answer):
+            counts = event.get("usage") or counts
+            for choice in event["choices"]:
+                finish_reason = choice.get("finish_reason") or finish_reason
+                if text := choice["delta"].get("content"):
+                    first_s = first_s if first_s is not None else time.monotonic()
+                    yield text
+    now_s = time.monotonic()
+    yield ChatEnd(
+        model=model,
+        finish_reason=finish_reason,
+        prompt_tokens=counts.get("prompt_tokens", 0),
+        cached_tokens=(counts.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+        output_tokens=counts.get("completion_tokens", 0),
+        ttft_ms=((first_s if first_s is not None else now_s) - began_s) * 1e3,
+        duration_ms=(now_s - began_s) * 1e3,
+    )
+
+
+class ApiRefusal(UserError):
+    """The API refused; `code` says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message, _HINTS.get(code, ""))
+        self.code = code
+
+
+def _admin(target: Target, method: str, path: str, body: Any = None, *, region: str | None = None) -> dict[str, Any]:
+    _, chosen = target.region(region)
+    with _open(method, f"{chosen.admin_url}/admin{path}", target.admin_key, body, ADMIN_TIMEOUT_S) as answer:
+        document: dict[str, Any] = json.loads(answer.read())
+        return document
+
+
+@contextmanager
+def _open(method: str, url: str, key: str, body: Any, timeout_s: float) -> Iterator[HTTPResponse]:
+    """An answer with a good status.
+
+    Raises:
+        UserError: there is none, or it breaks off while it is read.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url} is not a web address")
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    try:
+        with urlopen(Request(url, data=data, headers=headers, method=method), timeout=timeout_s) as answer:  # noqa: S310 (scheme checked)
+            yield answer
+    except HTTPError as error:
+        raise _refusal(error.read(), f"{url} answers {error.code}") from error
+    except URLError as error:
+        raise UserError(
+            f"{url} cannot be reached: {error.reason}", "see `flotilla status`; `flotilla up` starts a region"
+        ) from error
+    except (OSError, HTTPException) as error:
+        raise UserError(f"{url}: the answer broke off: {error}") from error
+
+
+def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The documents of an event stream.
+
+    Raises:
+        UserError: one is an error, or the stream ends too soon.
+    """
+    for line in answer:
+        content = line.removeprefix(b"data:").strip()
+        if not line.startswith(b"data:") or not content:
+            continue
+        if content == b"[DONE]":
+            return
+        event: dict[str, Any] = json.loads(content)
+        if "error" in event:
+            raise _refusal(content, "the answer broke off")
+        yield event
+    raise UserError("the answer broke off before its end", "ask again")
+
+
+def _refusal(body: bytes, otherwise: str) -> UserError:
+    try:
+        error = json.loads(body)["error"]
+        return ApiRefusal(error["code"], error["message"])
+    except (ValueError, KeyError, TypeError):
+        return UserError(otherwise)

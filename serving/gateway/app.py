@@ -1,0 +1,125 @@
+"""The public API: FastAPI owns its routes, schemas and documentation; the fast path stands before it for what generates.
+
+The two generating routes are declared here too. They run the same pipeline, so the document is about what is served, and the
+answers are the same with or without the fast path; a test compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serving.gateway import errors, http_errors
+from serving.gateway.asgi import FastPath
+from serving.gateway.auth import Authenticator
+from serving.gateway.models import Models
+from serving.gateway.pipeline import Pipeline
+from serving.gateway.releases import ReleaseBook
+from serving.gateway.tenants import Tenant
+from serving.gateway.validate import ChatRequest, CompletionRequest
+from serving.settings import ServedModel
+
+_OWNER = "flotilla"
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string", "enum": sorted(errors.TABLE)},
+            },
+        }
+    },
+}
+
+
+def build_app(pipeline: Pipeline, authenticator: Authenticator, models: Models, releases: ReleaseBook) -> FastPath:
+    """The public API as one ASGI application."""
+    app = FastAPI(title="Flotilla", description="An OpenAI-compatible API.", version="1", redoc_url=None)
+    http_errors.install(app)
+    fast_path = FastPath(app, pipeline.run)
+
+    class Exchanged(Response):
+        """A response that the pipeline writes."""
+
+        def __init__(self, status_code: int = 200) -> None:  # FastAPI reads the default for its document
+            self.status_code = status_code
+            self.background = None
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await fast_path.exchange(scope, receive, send)
+
+    def card(model: ServedModel) -> dict[str, Any]:
+        release = releases.get(model.model_class)
+        window = (
+            model.context_window_tokens if release is None else min(model.context_window_tokens, release.context_window_tokens)
+        )
+        return {"id": model.model_class, "object": "model", "created": 0, "owned_by": _OWNER, "max_model_len": window}
+
+    async def tenant(request: Request) -> Tenant:
+        return (await authenticator.authenticate(dict(request.headers.raw))).tenant
+
+    @app.get("/v1/models", tags=["models"], summary="List the models that your key may use")
+    async def list_models(request: Request) -> dict[str, Any]:
+        available = models.available_to(await tenant(request))
+        return {"object": "list", "data": [card(model) for model in available]}
+
+    @app.get("/v1/models/{name}", tags=["models"], summary="One model", responses=_failures(401, 404))
+    async def show_model(name: str, request: Request) -> dict[str, Any]:
+        return card(models.choose(name, await tenant(request)))
+
+    async def generate() -> Response:
+        return Exchanged()
+
+    for path, kind in (("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest)):
+        app.add_api_route(
+            path,
+            generate,
+            methods=["POST"],
+            tags=["generation"],
+            summary="Generate, streamed or not",
+            operation_id=kind.__name__,
+            response_class=Exchanged,
+            response_model=None,
+            responses=_failures(400, 401, 404, 413, 429, 503),
+            openapi_extra={"requestBody": _body(kind.__name__)},
+        )
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = FastAPI.openapi(app)
+            _, schemas = msgspec.json.schema_components(
+                [ChatRequest, CompletionRequest], ref_template="#/components/schemas/{name}"
+            )
+            document.setdefault("components", {}).setdefault("schemas", {}).update(schemas, Error=_ERROR_SCHEMA)
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return fast_path
+
+
+def _body(schema: str) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
+
+
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        status: {
+            "description": ", ".join(f"`{kind.code}`" for kind in errors.TABLE.values() if kind.status == status),
+            "content": content,
+        }
+        for status in statuses
+    }

@@ -1,0 +1,110 @@
+"""One document out of an engine's events, for clients that do not stream. No I/O.
+
+The gateway always streams from the engine (docs/decisions/0004-always-stream.md), so the plain answer is put together
+here: contents joined, log-probabilities appended, each choice's end noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from serving.gateway.sse import BrokenStream
+from serving.gateway.validate import Endpoint
+
+_DATA = b"data: "
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    """A piece of one answer; chat has `delta`, completions have `text`."""
+
+    index: int
+    delta: _Delta | None = None
+    text: str | None = None
+    logprobs: dict[str, list[msgspec.Raw] | None] | None = None
+    """Lists by name: `content` for chat; `tokens`, `token_logprobs` and so on for completions."""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[_Choice]
+    system_fingerprint: str | None = None
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+class _Answer:
+    """One choice as far as it has come."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.logprobs: dict[str, list[msgspec.Raw]] | None = None
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+
+    def add(self, piece: _Choice) -> None:
+        """Append the next piece."""
+        self.texts.append((piece.delta.content if piece.delta is not None else piece.text) or "")
+        for name, values in (piece.logprobs or {}).items():
+            self.logprobs = self.logprobs or {}
+            self.logprobs.setdefault(name, []).extend(values or ())
+        if piece.finish_reason is not None:
+            self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
+
+
+class Assembly:
+    """Collects the events of one request."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._is_chat = endpoint == "chat.completions"
+        self._head: dict[str, Any] = {}
+        self._fingerprint: str | None = None
+        self._answers: dict[int, _Answer] = {}
+
+    def add(self, event: bytes) -> None:
+        """Take one event in.
+
+        Raises:
+            BrokenStream: it is not what an engine sends here.
+        """
+        try:
+            chunk = _decoder.decode(event[len(_DATA) :])
+        except msgspec.MsgspecError as error:
+            raise BrokenStream(f"an event that cannot be read: {error}") from error
+        self._head = {"created": chunk.created, "id": chunk.id, "model": chunk.model}
+        self._fingerprint = chunk.system_fingerprint or self._fingerprint
+        for piece in chunk.choices:
+            self._answers.setdefault(piece.index, _Answer()).add(piece)
+
+    def document(self, usage: Mapping[str, object]) -> bytes:
+        """The whole answer, compact JSON."""
+        document = {
+            **self._head,
+            "object": "chat.completion" if self._is_chat else "text_completion",
+            "choices": [self._choice(index, answer) for index, answer in sorted(self._answers.items())],
+            "usage": usage,
+            "system_fingerprint": self._fingerprint,
+        }
+        return msgspec.json.encode(document)
+
+    def _choice(self, index: int, answer: _Answer) -> dict[str, Any]:
+        text = "".join(answer.texts)
+        content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        return {
+            "index": index,
+            **content,
+            "logprobs": answer.logprobs,
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }

@@ -1,0 +1,163 @@
+"""Who asks: the tenant behind an API key, from the key alone, never from the body or another header.
+
+The table is read once per key and `key_cache_s`, which bounds how long a revoked key still works. A key in use is read again
+in the background before its time is up, so that its requests do not wait; requests that do wait for the same key share one read.
+When the table does not answer, keys that were seen good go on working for a day and unknown ones get 503: an outage
+of the table must neither stop paying customers nor let anyone in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+from botocore.exceptions import BotoCoreError, ClientError
+
+from serving.gateway import errors, keys
+from serving.gateway.errors import ApiError
+from serving.gateway.tenants import KeyRecord, Tenant
+
+log = structlog.get_logger()
+
+TRUST_WITHOUT_TABLE_S = 24 * 3600.0
+RETRY_TABLE_S = 1.0
+"""After a failed read the table is left alone for this long."""
+MAX_CACHED_KEYS = 100_000
+MAX_LOOKUPS = 1_000
+"""Unknown keys being read at once. Keys can be made up by the million: more than this are not looked at."""
+_NUM_LOOKERS, _NUM_RENEWERS = 8, 4
+_NO_KEY = "No API key was given. Send one as `Authorization: Bearer fl_live_…`."
+_BAD_KEY = "This API key is not valid."
+
+Lookup = Callable[[str], tuple[KeyRecord, Tenant] | None]
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The one who pays for a request."""
+
+    tenant: Tenant
+    key_id: str
+    cache_salt: str
+    """Keeps the tenant's prefix cache apart from others'. Hex, so an engine takes it as it is."""
+
+
+@dataclass
+class _Entry:
+    """What the last good read of a key said: no `record`, no such key; no `principal`, it may not be used."""
+
+    record: KeyRecord | None
+    principal: Principal | None
+    read_at_s: float
+    retry_at_s: float | None = None
+    """Set while the table does not answer: the entry is used without waiting, and the table asked again from then on."""
+
+
+class Authenticator:
+    """Maps `Authorization` headers to principals. Times are the event loop's."""
+
+    def __init__(self, lookup: Lookup, *, pepper: bytes, salt_secret: bytes, key_cache_s: float) -> None:
+        self._lookup = lookup
+        self._pepper = pepper
+        self._salt_secret = salt_secret
+        self._key_cache_s = key_cache_s
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._reads: dict[str, asyncio.Task[None]] = {}
+        # Apart, so that a flood of unknown keys does not hold up those that are known.
+        self._lookers = ThreadPoolExecutor(_NUM_LOOKERS, thread_name_prefix="key-lookup")
+        self._renewers = ThreadPoolExecutor(_NUM_RENEWERS, thread_name_prefix="key-renewal")
+
+    async def authenticate(self, headers: Mapping[bytes, bytes]) -> Principal:
+        """The principal of a request.
+
+        Raises:
+            ApiError: `invalid_api_key`, or `auth_unavailable` while the table is out of reach.
+        """
+        key = _bearer(headers)
+        entry = await self._entry(key.key_id)
+        if entry.principal is None or entry.record is None or not keys.matches(self._pepper, key, entry.record.digest):
+            raise ApiError(errors.INVALID_API_KEY, _BAD_KEY)
+        return entry.principal
+
+    def close(self) -> None:
+        """Let go of the threads; reads under way end by themselves."""
+        for threads in (self._lookers, self._renewers):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _entry(self, key_id: str) -> _Entry:
+        now_s = asyncio.get_running_loop().time()
+        entry = self._entries.get(key_id)
+        if entry is not None:
+            age_s = now_s - entry.read_at_s
+            if entry.retry_at_s is None and age_s <= self._key_cache_s:
+                if age_s > self._key_cache_s / 2:
+                    self._read(key_id)
+                return entry
+            if entry.retry_at_s is not None and age_s <= TRUST_WITHOUT_TABLE_S:
+                if now_s >= entry.retry_at_s:
+                    self._read(key_id)
+                return entry
+        elif len(self._reads) >= MAX_LOOKUPS:
+            raise _unavailable()
+        await asyncio.shield(self._read(key_id))
+        entry = self._entries.get(key_id)
+        if entry is None or now_s - entry.read_at_s > TRUST_WITHOUT_TABLE_S:
+            raise _unavailable()
+        return entry
+
+    def _read(self, key_id: str) -> asyncio.Task[None]:
+        """The one read of this key that is under way."""
+        task = self._reads.get(key_id)
+        if task is None:
+            task = self._reads[key_id] = asyncio.create_task(self._read_table(key_id))
+            task.add_done_callback(lambda _: self._reads.pop(key_id, None))
+        return task
+
+    async def _read_table(self, key_id: str) -> None:
+        """Renew the key's entry; where the table fails, keep what is known and forget that a key was unknown."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            threads = self._renewers if key_id in self._entries else self._lookers
+            found = await loop.run_in_executor(threads, self._lookup, key_id)
+        except (BotoCoreError, ClientError) as error:
+            log.warning("keys_unreadable", key_id=key_id, error=type(error).__name__)
+            if (entry := self._entries.get(key_id)) is not None:
+                entry.retry_at_s = loop.time() + RETRY_TABLE_S
+                if entry.record is None:
+                    del self._entries[key_id]
+            return
+        self._entries[key_id] = _Entry(found[0] if found else None, self._principal(found), began_s)
+        self._entries.move_to_end(key_id)
+        if len(self._entries) > MAX_CACHED_KEYS:
+            self._entries.popitem(last=False)
+
+    def _principal(self, found: tuple[KeyRecord, Tenant] | None) -> Principal | None:
+        if found is None or found[0].key.revoked_at_ms is not None:
+            return None
+        record, tenant = found
+        return Principal(tenant, record.key.key_id, hmac.digest(self._salt_secret, tenant.id.encode(), "sha256").hex())
+
+
+def _unavailable() -> ApiError:
+    return ApiError(errors.AUTH_UNAVAILABLE, "API keys cannot be checked at the moment.", retry_after_s=RETRY_TABLE_S)
+
+
+def _bearer(headers: Mapping[bytes, bytes]) -> keys.ApiKey:
+    """The well-formed key of the request.
+
+    Raises:
+        ApiError: there is none; no table is asked.
+    """
+    scheme, _, credentials = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if not credentials or scheme.lower() != "bearer":
+        raise ApiError(errors.INVALID_API_KEY, _NO_KEY)
+    key = keys.parse(credentials.strip())
+    if key is None:
+        raise ApiError(errors.INVALID_API_KEY, _BAD_KEY)
+    return key

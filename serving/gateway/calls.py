@@ -1,0 +1,78 @@
+"""One request's way through the gateway, for its log line and its metrics. Never a word of what was said, and no key."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+
+import structlog
+
+from serving.gateway.errors import ApiError
+from serving.gateway.exchange import Exchange
+from serving.gateway.metrics import NO_MODEL, Metrics
+from serving.gateway.route import Seat
+from serving.gateway.settle import Meter
+from serving.gateway.validate import Endpoint
+
+log = structlog.get_logger()
+
+CLIENT_GONE_STATUS = 499
+"""In metrics and logs only: nobody was there to answer."""
+
+
+@dataclass
+class Call:
+    """What is known of a request so far. The id is ours, never the client's."""
+
+    endpoint: Endpoint
+    request_id: str = field(default_factory=lambda: f"req_{os.urandom(12).hex()}")
+    model: str = NO_MODEL
+    tenant: str = ""
+    key_id: str = ""
+    status: int = 200
+    error: str = ""
+    seat: Seat | None = None
+    """The place at the engine that was asked last."""
+    meter: Meter | None = None
+    """There from the moment that the request is about to be paid for."""
+
+    def failed(self, error: ApiError) -> None:
+        """The request was answered with `error`."""
+        self.status, self.error = error.kind.status, error.kind.code
+
+    @property
+    def used_tokens(self) -> int:
+        """What has been received for it."""
+        return 0 if self.meter is None else self.meter.total_tokens
+
+
+def record(call: Call, exchange: Exchange, metrics: Metrics) -> None:
+    """The request is over: count it and write its one line."""
+    meter = call.meter
+    duration_s = asyncio.get_running_loop().time() - exchange.received_s
+    metrics.requests.labels(call.model, call.endpoint, str(call.status)).inc()
+    if call.error:
+        metrics.errors.labels(call.model, call.error).inc()
+    if meter is not None:
+        metrics.request_seconds.labels(call.model).observe(duration_s)
+        if meter.first_sent_s is not None:
+            metrics.ttft.labels(call.model).observe(meter.first_sent_s - exchange.received_s)
+        if meter.tpot_s is not None:
+            metrics.tpot.labels(call.model).observe(meter.tpot_s)
+    log.info(
+        "request",
+        request_id=call.request_id,
+        event_id="" if meter is None else meter.opened.event_id,
+        tenant=call.tenant,
+        key_id=call.key_id,
+        endpoint=call.endpoint,
+        model=call.model,
+        engine="" if call.seat is None else call.seat.engine.endpoint.name,
+        status=call.status,
+        error=call.error,
+        prompt_tokens=0 if meter is None else meter.prompt_tokens,
+        output_tokens=0 if meter is None else meter.output_tokens,
+        attempts=0 if meter is None else meter.attempts,
+        ms=round(duration_s * 1e3, 1),
+    )

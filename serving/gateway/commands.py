@@ -1,0 +1,228 @@
+"""`flotilla chat`, `flotilla tenants` and `flotilla keys`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serving.errors import UserError
+from serving.gateway import admin_client
+from serving.gateway.admin_client import ChatEnd
+from serving.target import LOCAL, load_target
+
+Env = Annotated[str, typer.Option("--env", help="Environment to speak to.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id: lower-case letters, digits and dashes.")]
+Band = Annotated[str | None, typer.Option(help="Priority: interactive, standard or batch.")]
+Weight = Annotated[int | None, typer.Option(help="Share within the band, 1 to 1000.")]
+RequestsPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests a minute.")]
+TokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens a minute, prompt and answer together.")]
+Concurrency = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests at once.")]
+ModelNames = Annotated[str | None, typer.Option("--models", metavar="A,B|all", help="Model classes the tenant may use.")]
+
+UNLIMITED = "unlimited"
+ALL_MODELS = "all"
+
+tenants_app = typer.Typer(help="Who may use the API, and how much of it.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys of tenants. A key's secret is shown once, when it is made.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to `app`."""
+    app.command("chat")(chat)
+    app.add_typer(tenants_app, name="tenants")
+    app.add_typer(keys_app, name="keys")
+
+
+def chat(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    model: Annotated[str, typer.Option(help="Model class.")] = "small",
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    region: Annotated[str | None, typer.Option(help="Region to ask; the home region if left out.")] = None,
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Ask a model and watch the answer come.
+
+    The answer goes to stdout; tokens and times to stderr.
+
+    Example: `flotilla chat "What is the capital of France?" --system "Answer in one word."`
+    """
+    pieces: list[str] = []
+    for piece in admin_client.chat(load_target(env), prompt, model=model, system=system, region=region):
+        if isinstance(piece, ChatEnd):
+            _end_chat("".join(pieces), piece, as_json)
+            return
+        pieces.append(piece)
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+
+@tenants_app.command("create")
+def create_tenant(
+    tenant: TenantName,
+    band: Band = None,
+    weight: Weight = None,
+    requests_per_min: RequestsPerMin = None,
+    tokens_per_min: TokensPerMin = None,
+    concurrency: Concurrency = None,
+    models: ModelNames = None,
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Make a tenant. What is left out is unlimited, and every model is allowed.
+
+    Example: `flotilla tenants create acme --requests-per-min 600 --models small`
+    """
+    fields = _fields(band, weight, requests_per_min, tokens_per_min, concurrency, models)
+    _show_tenants([admin_client.create_tenant(load_target(env), tenant, **fields)], as_json, single=True)
+
+
+@tenants_app.command("list")
+def list_tenants(as_json: Json = False, env: Env = LOCAL) -> None:
+    """Show all tenants."""
+    _show_tenants(admin_client.list_tenants(load_target(env)), as_json)
+
+
+@tenants_app.command("show")
+def show_tenant(tenant: TenantName, as_json: Json = False, env: Env = LOCAL) -> None:
+    """Show one tenant."""
+    _show_tenants([admin_client.show_tenant(load_target(env), tenant)], as_json, single=True)
+
+
+@tenants_app.command("set")
+def set_tenant(
+    tenant: TenantName,
+    band: Band = None,
+    weight: Weight = None,
+    requests_per_min: RequestsPerMin = None,
+    tokens_per_min: TokensPerMin = None,
+    concurrency: Concurrency = None,
+    models: ModelNames = None,
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Change a tenant; what is left out stays. It holds within seconds.
+
+    Example: `flotilla tenants set acme --tokens-per-min unlimited --band interactive`
+    """
+    fields = _fields(band, weight, requests_per_min, tokens_per_min, concurrency, models)
+    if not fields:
+        raise UserError("nothing to change was given", "see `flotilla tenants set --help`")
+    _show_tenants([admin_client.set_tenant(load_target(env), tenant, **fields)], as_json, single=True)
+
+
+@keys_app.command("create")
+def create_key(
+    tenant: TenantName,
+    name: Annotated[str, typer.Option(help="A name to tell it by.")] = "",
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Make a key. Keep what it prints: only its HMAC is stored.
+
+    Example: `flotilla keys create acme --name ci`
+    """
+    key = admin_client.create_key_record(load_target(env), tenant, name=name)
+    if as_json:
+        _print_json(key)
+    else:
+        typer.echo(key["key"])
+        Console(stderr=True).print(f"key {key['key_id']} of {tenant}; it cannot be shown again", style="dim", highlight=False)
+
+
+@keys_app.command("list")
+def list_keys(tenant: TenantName, as_json: Json = False, env: Env = LOCAL) -> None:
+    """Show a tenant's keys, without their secrets."""
+    found = admin_client.list_keys(load_target(env), tenant)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("key id", "name", "created", "revoked", box=None)
+    for key in found:
+        table.add_row(key["key_id"], key["name"] or "–", _time(key["created_at_ms"]), _time(key["revoked_at_ms"]))
+    Console().print(table)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `flotilla keys list` shows it.")],
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Revoke a key. Within seconds it is refused everywhere."""
+    key = admin_client.revoke_key(load_target(env), key_id)
+    if as_json:
+        _print_json(key)
+    else:
+        typer.echo(f"key {key['key_id']} of {key['tenant']} is revoked")
+
+
+def _end_chat(answer: str, end: ChatEnd, as_json: bool) -> None:
+    if as_json:
+        _print_json({"answer": answer, **dataclasses.asdict(end)})
+        return
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    line = f"{end.prompt_tokens} in ({end.cached_tokens} cached), {end.output_tokens} out · first token {end.ttft_ms:.0f} ms"
+    rate = end.output_tokens / max(1e-9, (end.duration_ms - end.ttft_ms) / 1e3)
+    Console(stderr=True).print(f"{line} · {rate:.1f} tokens/s", style="dim", highlight=False)
+
+
+def _fields(
+    band: str | None,
+    weight: int | None,
+    requests_per_min: str | None,
+    tokens_per_min: str | None,
+    concurrency: str | None,
+    models: str | None,
+) -> dict[str, Any]:
+    """The fields that were given, as the admin API takes them."""
+    fields: dict[str, Any] = {}
+    if band is not None:
+        fields["band"] = band
+    if weight is not None:
+        fields["weight"] = weight
+    limits = {"requests_per_min": requests_per_min, "tokens_per_min": tokens_per_min, "concurrency": concurrency}
+    fields |= {name: _limit(name, text) for name, text in limits.items() if text is not None}
+    if models is not None:
+        fields["models"] = None if models == ALL_MODELS else [name.strip() for name in models.split(",")]
+    return fields
+
+
+def _limit(name: str, text: str) -> int | None:
+    if text == UNLIMITED:
+        return None
+    if not text.isdecimal():
+        raise UserError(f"--{name.replace('_', '-')} is {text!r}; must be a number or `{UNLIMITED}`")
+    return int(text)
+
+
+def _show_tenants(tenants: Sequence[dict[str, Any]], as_json: bool, *, single: bool = False) -> None:
+    if as_json:
+        _print_json(tenants[0] if single else tenants)
+        return
+    table = Table("tenant", "band", "weight", "requests/min", "tokens/min", "at once", "models", box=None)
+    for tenant in tenants:
+        limits = [tenant[name] for name in ("requests_per_min", "tokens_per_min", "concurrency")]
+        shown = [UNLIMITED if limit is None else f"{limit:,}" for limit in limits]
+        models = ALL_MODELS if tenant["models"] is None else ", ".join(tenant["models"])
+        table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models)
+    Console().print(table)
+
+
+def _time(time_ms: int | None) -> str:
+    return "–" if time_ms is None else datetime.fromtimestamp(time_ms / 1e3, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))

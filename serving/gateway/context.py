@@ -1,0 +1,98 @@
+"""How many tokens a prompt has, and how many may follow it: counted by the model's own template and tokenizer, never estimated.
+
+The count is what limits are reserved by, what a refusal states, and what a bill opens with. Long prompts are counted in
+threads: a tokenizer takes about a microsecond a character, and a stream must not wait for another's prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from serving.gateway import errors
+from serving.gateway.errors import ApiError
+from serving.gateway.prompts import RefusedConversation
+from serving.gateway.releases import LoadedRelease, ReleaseBook
+from serving.gateway.validate import ChatRequest, Request
+from serving.settings import ServedModel
+
+INLINE_CHARS = 2_000
+"""Prompts up to this length are counted on the event loop: a thread's hand-over costs more than they do."""
+_MESSAGE_CHARS = 30
+"""What a template adds to a message, roughly."""
+_NUM_COUNTERS = 2
+_NOT_READY_RETRY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """A request's place in its model's window."""
+
+    release_id: str
+    prompt_tokens: int
+    max_tokens: int
+    """The most tokens of each answer: what the client asked for, or what the window leaves."""
+
+
+class ContextCounter:
+    """Places requests in their model's window."""
+
+    def __init__(self, releases: ReleaseBook) -> None:
+        self._releases = releases
+        self._threads = ThreadPoolExecutor(_NUM_COUNTERS, thread_name_prefix="tokens")
+
+    async def place(self, model: ServedModel, request: Request) -> Context:
+        """Count the prompt and fit the answer behind it.
+
+        Raises:
+            ApiError: `context_length_exceeded`, `invalid_value` where the template refuses the messages, or `model_not_ready`.
+        """
+        release = self._releases.get(model.model_class)
+        if release is None:
+            message = f"The model `{request.model}` has not been published yet."
+            raise ApiError(errors.MODEL_NOT_READY, message, retry_after_s=_NOT_READY_RETRY_S)
+        window = min(model.context_window_tokens, release.context_window_tokens)
+        prompt_tokens = await self._count(release, request)
+        wanted = request.output_limit
+        if prompt_tokens + (wanted or 1) > window:
+            raise _too_long(request, window, prompt_tokens, wanted)
+        return Context(release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted)
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _count(self, release: LoadedRelease, request: Request) -> int:
+        if isinstance(request, ChatRequest):
+            messages = [message.plain() for message in request.messages]
+            num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in messages)
+            try:
+                return await self._maybe_in_thread(num_chars, lambda: release.counter.count_chat(messages))
+            except RefusedConversation as error:
+                reason = f"The model's chat template refuses these messages: {error!s:.200}"
+                raise ApiError(errors.INVALID_VALUE, reason, param="messages") from error
+        text, ids = request.prompt_text, request.prompt_ids
+        if text is None:
+            return _count_ids(release, ids or [])
+        return await self._maybe_in_thread(len(text), lambda: release.counter.count_text(text))
+
+    async def _maybe_in_thread(self, num_chars: int, count: Callable[[], int]) -> int:
+        if num_chars <= INLINE_CHARS:
+            return count()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, count)
+
+
+def _count_ids(release: LoadedRelease, ids: list[int]) -> int:
+    if max(ids) >= release.counter.num_token_ids:
+        message = f"`prompt` has a token id over {release.counter.num_token_ids - 1}, the last that this model knows."
+        raise ApiError(errors.INVALID_VALUE, message, param="prompt")
+    return len(ids)
+
+
+def _too_long(request: Request, window: int, prompt_tokens: int, wanted: int | None) -> ApiError:
+    param = "messages" if isinstance(request, ChatRequest) else "prompt"
+    asked = f"{prompt_tokens} in the prompt" + ("" if wanted is None else f" and {wanted} for the answer")
+    message = f"This model's maximum context length is {window} tokens. However, you asked for {asked}. Please ask for less."
+    return ApiError(errors.CONTEXT_LENGTH_EXCEEDED, message, param=param)

@@ -1,0 +1,123 @@
+"""Where engines are: the addresses behind each class's headless Service, kept fresh by polling.
+
+In a cluster the Service's DNS name has one address per ready pod. On one machine the realiser keeps a file a Service in
+FLOTILLA_ENDPOINTS_DIR, replaced whole, which is looked at when it changes. A source that cannot be read leaves the last list in
+place: engines do not vanish because a resolver is out of order. A source that says "none" is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from serving.settings import ServedModel
+
+log = structlog.get_logger()
+
+FILE_POLL_S = 0.2
+DNS_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An engine as discovery sees it."""
+
+    name: str
+    address: str
+    port: int
+    is_ready: bool
+
+    @property
+    def url(self) -> str:
+        """Base URL of its OpenAI port."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self.port}"
+
+
+class Source(Protocol):
+    """One way to learn a Service's endpoints."""
+
+    poll_s: float
+
+    async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
+        """The endpoints now; None where nothing has changed or nothing can be said."""
+
+
+class _FileEndpoint(msgspec.Struct):
+    name: str
+    address: str
+    ready: bool
+
+
+class _FileDocument(msgspec.Struct):
+    ports: dict[str, int]
+    endpoints: list[_FileEndpoint]
+
+
+class FileSource:
+    """`<namespace>.<service>.json` in a folder; its `http` port wins over the settings'."""
+
+    poll_s = FILE_POLL_S
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._decoder = msgspec.json.Decoder(_FileDocument)
+
+    async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
+        """The file's endpoints, when the file is another than at the last look."""
+        service, _, namespace = model.engine_service.partition(".")
+        path = self._folder / f"{namespace}.{service}.json"
+        try:
+            status = path.stat()
+            version = (status.st_mtime_ns, status.st_ino)
+            if self._seen.get(model.engine_service) == version:
+                return None
+            document = self._decoder.decode(path.read_bytes())
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("endpoints_unreadable", file=path.name, error=str(error))
+            return None
+        self._seen[model.engine_service] = version
+        port = document.ports.get("http", model.engine_port)
+        return tuple(Endpoint(found.name, found.address, port, found.ready) for found in document.endpoints)
+
+
+class DnsSource:
+    """The headless Service's name: an address per ready pod."""
+
+    poll_s = DNS_POLL_S
+
+    async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
+        """The addresses now. A name that does not exist is a Service without ready pods."""
+        name = f"{model.engine_service}.svc"
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(name, model.engine_port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            if error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
+                return ()
+            log.warning("endpoints_unresolved", service=name, error=str(error))
+            return None
+        addresses = sorted({str(entry[4][0]) for entry in found})
+        return tuple(Endpoint(address, address, model.engine_port, is_ready=True) for address in addresses)
+
+
+async def watch(source: Source, model: ServedModel, on_change: Callable[[tuple[Endpoint, ...]], None]) -> None:
+    """Tell `on_change` of every new list, until cancelled."""
+    last: tuple[Endpoint, ...] | None = None
+    while True:
+        endpoints = await source.read(model)
+        if endpoints is not None and endpoints != last:
+            last = endpoints
+            on_change(endpoints)
+            ready = [endpoint.name for endpoint in endpoints if endpoint.is_ready]
+            log.info("engines", model=model.model_class, ready=ready, total=len(endpoints))
+        await asyncio.sleep(source.poll_s)

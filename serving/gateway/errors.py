@@ -1,0 +1,104 @@
+"""Every way a request can be refused or fail, as the client sees it: OpenAI's shape with a code that never changes its meaning.
+
+    {"error": {"message": "…", "type": "invalid_request_error", "param": "n", "code": "invalid_value"}}
+
+Clients may act on `code`; `message` is for people. Whoever refuses a request raises `ApiError` with one of the kinds below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One row of the table: the stable code, the HTTP status and OpenAI's type."""
+
+    code: str
+    status: int
+    type: str
+
+
+_REQUEST, _SERVER = "invalid_request_error", "server_error"
+
+INVALID_API_KEY = ErrorKind("invalid_api_key", 401, _REQUEST)
+AUTH_UNAVAILABLE = ErrorKind("auth_unavailable", 503, _SERVER)
+"""The key is not known here and the table of keys does not answer."""
+
+INVALID_JSON = ErrorKind("invalid_json", 400, _REQUEST)
+INVALID_UTF8 = ErrorKind("invalid_utf8", 400, _REQUEST)
+JSON_TOO_DEEP = ErrorKind("json_too_deep", 400, _REQUEST)
+INVALID_VALUE = ErrorKind("invalid_value", 400, _REQUEST)
+MISSING_PARAMETER = ErrorKind("missing_required_parameter", 400, _REQUEST)
+UNSUPPORTED_PARAMETER = ErrorKind("unsupported_parameter", 400, _REQUEST)
+BODY_TOO_LARGE = ErrorKind("request_too_large", 413, _REQUEST)
+BODY_TOO_SLOW = ErrorKind("request_timeout", 408, _REQUEST)
+UNSUPPORTED_ENCODING = ErrorKind("unsupported_content_encoding", 415, _REQUEST)
+HEADERS_TOO_LARGE = ErrorKind("headers_too_large", 431, _REQUEST)
+NOT_FOUND = ErrorKind("not_found", 404, _REQUEST)
+METHOD_NOT_ALLOWED = ErrorKind("method_not_allowed", 405, _REQUEST)
+MODEL_NOT_FOUND = ErrorKind("model_not_found", 404, _REQUEST)
+"""No such model, or not this tenant's: the two look alike."""
+MODEL_NOT_READY = ErrorKind("model_not_ready", 503, _SERVER)
+"""No release of the model has been read yet, so prompts cannot be counted."""
+
+CONTEXT_LENGTH_EXCEEDED = ErrorKind("context_length_exceeded", 400, _REQUEST)
+REQUEST_EXCEEDS_LIMIT = ErrorKind("request_exceeds_limit", 400, _REQUEST)
+"""The request alone is more than the tenant's limit ever lets in at once: waiting will not help."""
+RATE_LIMIT_EXCEEDED = ErrorKind("rate_limit_exceeded", 429, "rate_limit_error")
+
+METERING_UNAVAILABLE = ErrorKind("metering_unavailable", 503, _SERVER)
+"""Usage cannot be made durable, so nothing is generated."""
+ENGINE_UNAVAILABLE = ErrorKind("engine_unavailable", 503, _SERVER)
+"""No engine is ready, or those asked broke off before their first token."""
+OVERLOADED = ErrorKind("overloaded", 503, _SERVER)
+REJECTED_BY_ENGINE = ErrorKind("rejected_by_engine", 400, _REQUEST)
+ENGINE_ERROR = ErrorKind("engine_error", 502, _SERVER)
+"""An engine answered, and not in a way that can be served."""
+ENGINE_LOST = ErrorKind("engine_lost", 502, _SERVER)
+"""The engine broke off or went silent after its first token; what had arrived is billed."""
+ENGINE_TIMEOUT = ErrorKind("engine_timeout", 504, _SERVER)
+"""No first token within the time limit."""
+DRAINING = ErrorKind("draining", 503, _SERVER)
+"""This gateway is stopping."""
+INTERNAL_ERROR = ErrorKind("internal_error", 500, _SERVER)
+
+# The admin API's own.
+INVALID_ADMIN_KEY = ErrorKind("invalid_admin_key", 401, _REQUEST)
+TENANT_NOT_FOUND = ErrorKind("tenant_not_found", 404, _REQUEST)
+TENANT_EXISTS = ErrorKind("tenant_exists", 409, _REQUEST)
+TENANT_CHANGED = ErrorKind("tenant_changed", 409, _REQUEST)
+"""Somebody else changed the tenant at the same time; look again."""
+KEY_NOT_FOUND = ErrorKind("key_not_found", 404, _REQUEST)
+TABLE_UNAVAILABLE = ErrorKind("table_unavailable", 503, _SERVER)
+NOT_STARTED = ErrorKind("not_started", 503, _SERVER)
+"""The gateway has not read its secrets yet."""
+
+TABLE: dict[str, ErrorKind] = {kind.code: kind for kind in list(globals().values()) if isinstance(kind, ErrorKind)}
+
+
+class ApiError(Exception):
+    """A request ends here with this answer."""
+
+    def __init__(self, kind: ErrorKind, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.headers: list[tuple[bytes, bytes]] = []
+        """Sent with the answer besides Retry-After, such as what is left of a limit."""
+
+    def body(self) -> bytes:
+        """The answer's body, compact JSON."""
+        error = {"message": self.message, "type": self.kind.type, "param": self.param, "code": self.kind.code}
+        return msgspec.json.encode({"error": error})
+
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of this answer alone. Retry-After is in whole seconds, rounded up, at least 1."""
+        if self.retry_after_s is None:
+            return self.headers
+        return [*self.headers, (b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s)))]

@@ -1,0 +1,38 @@
+"""Which model class serves a request, from the name that the client asked for.
+
+A class answers to its own name and to its aliases. A name that nobody serves and a class that the tenant may not use are
+refused alike, so that refusals do not tell what exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serving.gateway import errors
+from serving.gateway.errors import ApiError
+from serving.gateway.tenants import Tenant
+from serving.settings import ServedModel
+
+
+class Models:
+    """The model classes of this region."""
+
+    def __init__(self, served: Sequence[ServedModel]) -> None:
+        self.served = tuple(served)
+        self._by_name = {name: model for model in served for name in (model.model_class, *model.aliases)}
+
+    def choose(self, name: str, tenant: Tenant) -> ServedModel:
+        """The class to serve `name` with.
+
+        Raises:
+            ApiError: `model_not_found`.
+        """
+        model = self._by_name.get(name)
+        if model is None or not tenant.may_use(model.model_class):
+            message = f"The model `{name}` does not exist or you do not have access to it."
+            raise ApiError(errors.MODEL_NOT_FOUND, message, param="model")
+        return model
+
+    def available_to(self, tenant: Tenant) -> list[ServedModel]:
+        """The classes that `tenant` may use."""
+        return [model for model in self.served if tenant.may_use(model.model_class)]

@@ -1,0 +1,170 @@
+"""Prompts as the model sees them: its own chat template rendered, its own tokenizer counting. No I/O.
+
+The template is the release's, and releases are ours; the sandbox stands between it and a mistake. It is rendered the way
+`transformers` does (trimmed blocks, loop controls, `tojson` without HTML escapes), since that is how the engine does it: a
+count that differs from the engine's by one token is a wrong bill and a wrong refusal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+_PROBE = "probe-of-plain-content"
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_DEFAULT_TEMPLATE = "default"
+
+
+class UnusableTemplate(Exception):
+    """The chat template does not compile or cannot render one plain message."""
+
+
+class RefusedConversation(Exception):
+    """The template itself refuses these messages, such as two of one role in a row; the text is its own."""
+
+
+class ChatTemplate:
+    """A model's chat template.
+
+    Raises:
+        UnusableTemplate: as it says.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        extensions: list[type[Extension]] = [loopcontrols]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self._special_tokens = dict(special_tokens)
+        self._knows_developers = '"developer"' in source or "'developer'" in source
+        self._wants_parts = False
+        try:
+            self._template = environment.from_string(source)
+            if not self._carries_content():  # some templates take content only as a list of parts
+                self._wants_parts = True
+                if not self._carries_content():
+                    raise ValueError("a plain message does not come through")
+        except (jinja2.TemplateError, RefusedConversation, TypeError, ValueError) as error:
+            raise UnusableTemplate(f"{type(error).__name__}: {error}") from error
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt for `messages`, ready for the assistant's turn.
+
+        Raises:
+            RefusedConversation: as it says.
+        """
+        try:
+            return self._render(messages)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise RefusedConversation(str(error)) from error
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        given: Sequence[Mapping[str, Any]] = messages if self._knows_developers else _with_one_system_message(messages)
+        if self._wants_parts:
+            given = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in given]
+        return self._template.render(
+            messages=given, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+        )
+
+    def _carries_content(self) -> bool:
+        try:
+            return _PROBE in self._render([{"role": "user", "content": _PROBE}])
+        except (jinja2.TemplateError, TypeError):
+            return False
+
+
+class PromptCounter:
+    """Counts prompts of one release. Safe to use in threads."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self.num_token_ids: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        """Token ids run from 0 to one less than this."""
+        self._tokenizer = tokenizer
+        self._template = template
+
+    def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """Tokens of a conversation, the template's own included.
+
+        Raises:
+            RefusedConversation: the template refuses the messages.
+        """
+        return self._count(self._template.render(messages), add_special_tokens=False)
+
+    def count_text(self, text: str) -> int:
+        """Tokens of a plain prompt, with the special tokens that the tokenizer adds by itself."""
+        return self._count(text, add_special_tokens=True)
+
+    def _count(self, text: str, *, add_special_tokens: bool) -> int:
+        # The batch call lets other threads run meanwhile; the single one holds the interpreter for as long as it takes.
+        return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0])
+
+
+def prompt_counter(tokenizer_json: bytes, tokenizer_config: bytes, chat_template: bytes | None) -> PromptCounter:
+    """The counter made of a release's `tokenizer.json`, `tokenizer_config.json` and, if it has one, `chat_template.jinja`.
+
+    Raises:
+        UnusableTemplate: there is no chat template, or it cannot be used.
+        ValueError: the tokenizer or its configuration cannot be read.
+    """
+    config = json.loads(tokenizer_config)
+    source = chat_template.decode() if chat_template is not None else _inline_template(config.get("chat_template"))
+    if source is None:
+        raise UnusableTemplate("the release has no chat template")
+    try:
+        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the Rust side raises plain Exception
+        raise ValueError(f"tokenizer.json: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = {name: token for name in _SPECIAL_TOKENS if (token := _special_token(config.get(name))) is not None}
+    return PromptCounter(tokenizer, ChatTemplate(source, special))
+
+
+def _with_one_system_message(messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+    """What vLLM (0.32, `renderers/hf.py`) makes of a conversation with `developer` messages for a template that has no such role:
+    they become system messages, and where there are several, or one that is not the first, all are joined at the front."""
+    if all(message["role"] != "developer" for message in messages):
+        return messages
+    is_system = [message["role"] in ("system", "developer") for message in messages]
+    if sum(is_system) == 1 and is_system[0]:
+        return [{**messages[0], "role": "system"}, *messages[1:]]
+    contents = [message["content"] for message, joins in zip(messages, is_system, strict=True) if joins and message["content"]]
+    others = [message for message, joins in zip(messages, is_system, strict=True) if not joins]
+    return [{"role": "system", "content": "\n\n".join(contents)}, *others]
+
+
+def _inline_template(value: Any) -> str | None:
+    """`chat_template` of a tokenizer configuration: a text, or a list of named ones."""
+    if isinstance(value, list):
+        named = {entry["name"]: entry["template"] for entry in value}
+        value = named.get(_DEFAULT_TEMPLATE)
+    return value if isinstance(value, str) else None
+
+
+def _special_token(value: Any) -> str | None:
+    """A special token of a tokenizer configuration: a text, or an object that holds it as `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise RefusedConversation(message)

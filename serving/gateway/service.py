@@ -1,0 +1,179 @@
+"""All that a gateway process owns, made in order and let go in the reverse one.
+
+Start: secrets, then the journal (what the last life left open is closed first), then what serves, then the tasks that keep it
+fresh. Stop: tasks, then what serves, the journal last, so that everything that ends on the way is still recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import boto3
+import structlog
+from botocore.config import Config
+
+from serving.gateway.admin import AdminParts
+from serving.gateway.app import build_app
+from serving.gateway.asgi import FastPath
+from serving.gateway.auth import Authenticator
+from serving.gateway.context import ContextCounter
+from serving.gateway.discovery import DnsSource, FileSource, Source, watch
+from serving.gateway.dispatch import Dispatcher
+from serving.gateway.limits import Limiter
+from serving.gateway.metrics import Metrics
+from serving.gateway.models import Models
+from serving.gateway.pipeline import Pipeline
+from serving.gateway.releases import ReleaseBook, ReleaseReader
+from serving.gateway.route import Pool
+from serving.gateway.secret_values import load_secrets
+from serving.gateway.tenants import TenantTable
+from serving.metering.journal import Journal
+from serving.settings import GatewaySettings
+from serving.target import aws_client
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
+log = structlog.get_logger()
+
+FIRST_RELEASES_S = 5.0
+"""How long the first look at registry and bucket may hold up the start."""
+ABANDON_S = 5.0
+"""Requests that are cut at the end of a drain have this long to be recorded."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Calls to AWS."""
+
+    secrets: SecretsManagerClient
+    keys: DynamoDBClient
+    """Reads keys while a request waits: gives up soon."""
+    near: DynamoDBClient
+    home: DynamoDBClient
+    s3: S3Client
+
+    @classmethod
+    def make(cls, settings: GatewaySettings, endpoint_url: str) -> Clients:
+        """Clients for a region, or for the emulated AWS at `endpoint_url`."""
+        quick = Config(
+            connect_timeout=1, read_timeout=2, retries={"max_attempts": 2, "mode": "standard"}, max_pool_connections=16
+        )
+        near, home = settings.region, settings.home_region
+        return cls(
+            secrets=cast("SecretsManagerClient", aws_client("secretsmanager", near, endpoint_url)),
+            keys=boto3.client("dynamodb", region_name=near, endpoint_url=endpoint_url or None, config=quick),
+            near=cast("DynamoDBClient", aws_client("dynamodb", near, endpoint_url)),
+            home=cast("DynamoDBClient", aws_client("dynamodb", home, endpoint_url)),
+            s3=cast("S3Client", aws_client("s3", near, endpoint_url)),
+        )
+
+
+class Service:
+    """A gateway. `start` it, serve `app`, and in the end `stop` it."""
+
+    def __init__(self, settings: GatewaySettings, *, gateway: str, journal_dir: Path, endpoints_dir: Path | None) -> None:
+        self.metrics = Metrics([model.model_class for model in settings.models])
+        self.is_draining = False
+        self.app: FastPath | None = None
+        """The public API; None until started."""
+        self._settings = settings
+        self._gateway = gateway
+        self._journal_dir = journal_dir
+        self._source: Source = DnsSource() if endpoints_dir is None else FileSource(endpoints_dir)
+        self._admin: AdminParts | None = None
+        self._journal: Journal | None = None
+        self._pipeline: Pipeline | None = None
+        self._parts: tuple[Authenticator, ContextCounter, Limiter, Dispatcher] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def unready(self) -> list[str]:
+        """Why no traffic should come; empty when it should."""
+        if self.app is None or self._journal is None:
+            return ["starting"]
+        reasons = ["draining"] if self.is_draining else []
+        return reasons if self._journal.healthy else [*reasons, self._journal.reason]
+
+    def admin_parts(self) -> AdminParts | None:
+        """What the admin API works on."""
+        return self._admin
+
+    async def start(self) -> None:
+        """Make everything. Waits for Secrets Manager as long as it takes.
+
+        Raises:
+            JournalLocked, JournalUnavailable: usage could not be recorded, so nothing may be served.
+        """
+        settings = self._settings
+        clients = await asyncio.to_thread(Clients.make, settings, os.environ.get("AWS_ENDPOINT_URL", ""))
+        secrets = await load_secrets(clients.secrets, settings.secrets)
+        self._admin = AdminParts(
+            secrets.admin_key,
+            secrets.key_pepper,
+            TenantTable(settings.tables.tenants, near=clients.near, home=clients.home),
+            clients.near,
+        )
+        self._journal = await Journal.open(
+            self._journal_dir, settings.journal, source=self._gateway, on_commit=self.metrics.commit
+        )
+        for left in self._journal.recovered:
+            log.info("journal_recovered", recovered=repr(left))
+
+        models = Models(settings.models)
+        key_table = TenantTable(settings.tables.tenants, near=clients.keys, home=clients.home)
+        authenticator = Authenticator(
+            key_table.find_key, pepper=secrets.key_pepper, salt_secret=secrets.cache_salt, key_cache_s=settings.key_cache_s
+        )
+        reader = ReleaseReader(
+            dynamodb=clients.near, registry_table=settings.tables.registry, s3=clients.s3, bucket=settings.artifact_bucket
+        )
+        releases = ReleaseBook(reader, [model.model_class for model in settings.models])
+        context = ContextCounter(releases)
+        limiter = Limiter(settings.cache_url, self.metrics)
+        pools: dict[str, Pool] = {model.model_class: Pool(model, self.metrics) for model in settings.models}
+        dispatcher = Dispatcher(settings.timeouts.connect_s)
+        self._parts = authenticator, context, limiter, dispatcher
+        self._pipeline = Pipeline(
+            settings,
+            gateway=self._gateway,
+            authenticator=authenticator,
+            models=models,
+            context=context,
+            limiter=limiter,
+            pools=pools,
+            dispatcher=dispatcher,
+            journal=self._journal,
+            metrics=self.metrics,
+        )
+        await limiter.warm_up()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(releases.refresh(), FIRST_RELEASES_S)
+        self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
+        for model in settings.models:
+            self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
+        self.app = build_app(self._pipeline, authenticator, models, releases)
+        log.info("started", gateway=self._gateway, region=settings.region)
+
+    async def stop(self) -> None:
+        """Let go of everything. Requests still running are waited for until they are recorded."""
+        if self._pipeline is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._pipeline.idle.wait(), ABANDON_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._parts is not None:
+            authenticator, context, limiter, dispatcher = self._parts
+            await dispatcher.aclose()
+            await limiter.aclose()
+            context.close()
+            authenticator.close()
+        if self._journal is not None:
+            await self._journal.aclose()

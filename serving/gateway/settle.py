@@ -1,0 +1,173 @@
+"""What a request used, from before the engine is asked to after its last token: one usage event, durable at both ends.
+
+OPEN is on disk before an engine is asked; PROGRESS follows the running counts; CLOSE is on disk before the client is told that
+its answer is complete. Counts are the engine's own, as received: the totals at the end where it sent them, else the last running
+ones. Nothing is ever guessed, and zero is zero.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Protocol
+
+from serving.gateway import errors
+from serving.gateway.errors import ApiError
+from serving.gateway.sse import Usage
+from serving.metering.events import CountSource, Outcome, UsageClose, UsageOpen, UsageProgress
+from serving.metering.journal import JournalUnavailable
+from serving.settings import JournalSettings
+
+METERING_RETRY_S = 5.0
+
+
+class UsageJournal(Protocol):
+    """What is needed of `serving.metering.journal.Journal`."""
+
+    async def open_event(self, record: UsageOpen) -> None:
+        """Durable on return, or `JournalUnavailable`."""
+
+    def progress(self, record: UsageProgress) -> None:
+        """Never waits."""
+
+    async def close_event(self, record: UsageClose) -> None:
+        """Durable on return, or `JournalUnavailable`."""
+
+
+class Meter:
+    """The counts of one request. Times are the event loop's, in seconds."""
+
+    def __init__(self, journal: UsageJournal, settings: JournalSettings, opened: UsageOpen) -> None:
+        self.opened = opened
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        self.source = CountSource.NONE
+        self.finish_reason = ""
+        self.attempts = 0
+        self.first_token_s: float | None = None
+        self.last_token_s = 0.0
+        self.first_sent_s: float | None = None
+        """When the first byte of content went to the client."""
+        self._journal = journal
+        self._settings = settings
+        self._by_choice: dict[int, int] = {}
+        self._noted_tokens = 0
+        self._noted_s = float("-inf")
+
+    async def open(self) -> None:
+        """Make the event durable: from here on it is closed, whatever happens.
+
+        Raises:
+            ApiError: `metering_unavailable`; the engine must not be asked.
+        """
+        try:
+            await self._journal.open_event(self.opened)
+        except JournalUnavailable as error:
+            raise unavailable() from error
+
+    def running(self, usage: Usage, choice: int, now_s: float) -> None:
+        """Counts that came with a piece of one answer; they are that answer's totals so far."""
+        self.source = CountSource.ENGINE_RUNNING
+        self.prompt_tokens = usage.prompt_tokens
+        self._by_choice[choice] = usage.completion_tokens
+        self._count(sum(self._by_choice.values()), now_s)
+
+    def final(self, usage: Usage, now_s: float) -> None:
+        """Counts that came at the end; they are the totals of all answers."""
+        self.source = CountSource.ENGINE_FINAL
+        self.prompt_tokens, self.cached_tokens = usage.prompt_tokens, min(usage.cached_tokens, usage.prompt_tokens)
+        self._count(usage.completion_tokens, now_s)
+
+    def note(self, now_s: float) -> None:
+        """Put the counts into the journal when enough tokens or time have passed since the last time."""
+        new_tokens = self.output_tokens - self._noted_tokens
+        is_due = new_tokens >= self._settings.progress_tokens or now_s - self._noted_s >= self._settings.progress_s
+        if new_tokens and is_due:
+            self._noted_tokens, self._noted_s = self.output_tokens, now_s
+            self._journal.progress(
+                UsageProgress(self.opened.event_id, self.prompt_tokens, self.cached_tokens, self.output_tokens)
+            )
+
+    async def close(self, outcome: Outcome, received_s: float, now_s: float) -> UsageClose:
+        """Make the end durable and say what is billed. Without a token there is nothing to bill, whatever the outcome.
+        A plain answer counts as sent now: it goes out when this returns.
+
+        Raises:
+            ApiError: `metering_unavailable`; the journal writes it later, but the client must not be told that all is well.
+        """
+        if outcome is not Outcome.FINISHED and self.output_tokens == 0:
+            outcome = Outcome.NOT_SERVED
+        if outcome is Outcome.FINISHED and self.first_sent_s is None:
+            self.first_sent_s = now_s
+        is_billed = outcome is not Outcome.NOT_SERVED
+        record = UsageClose(
+            open=self.opened,
+            outcome=outcome,
+            source=self.source if is_billed else CountSource.NONE,
+            prompt_tokens=self.prompt_tokens if is_billed else 0,
+            cached_tokens=self.cached_tokens if is_billed else 0,
+            output_tokens=self.output_tokens if is_billed else 0,
+            closed_at_ms=now_ms(),
+            finish_reason=self.finish_reason,
+            ttft_ms=-1.0 if self.first_sent_s is None else (self.first_sent_s - received_s) * 1e3,
+            attempts=self.attempts,
+        )
+        try:
+            await self._journal.close_event(record)
+        except JournalUnavailable as error:
+            raise unavailable() from error
+        return record
+
+    def usage(self) -> dict[str, object]:
+        """The counts as OpenAI's API shows them."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    @property
+    def is_final(self) -> bool:
+        """The engine has sent its totals."""
+        return self.source is CountSource.ENGINE_FINAL
+
+    @property
+    def total_tokens(self) -> int:
+        """What has been received."""
+        return self.prompt_tokens + self.output_tokens
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time per output token after the first; None for fewer than two."""
+        if self.first_token_s is None or self.output_tokens < 2:
+            return None
+        return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
+
+    def _count(self, output_tokens: int, now_s: float) -> None:
+        if output_tokens > self.output_tokens:
+            self.last_token_s = now_s
+            if self.first_token_s is None:
+                self.first_token_s = now_s
+        self.output_tokens = output_tokens
+
+
+def unavailable() -> ApiError:
+    """Usage cannot be made durable."""
+    message = "Usage cannot be recorded at the moment, so nothing is generated."
+    return ApiError(errors.METERING_UNAVAILABLE, message, retry_after_s=METERING_RETRY_S)
+
+
+def mint_event_id() -> str:
+    """A UUIDv7 (RFC 9562): ids sort by time, and 74 random bits keep two gateways apart."""
+    value = now_ms() << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def now_ms() -> int:
+    """Unix time."""
+    return time.time_ns() // 1_000_000

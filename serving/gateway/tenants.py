@@ -1,0 +1,290 @@
+"""Tenants and their keys in DynamoDB: what the table holds and how it is read and written.
+
+    pk tenant#<id>     sk profile       who the tenant is and what it may do
+    pk tenant#<id>     sk key#<key id>  the tenant's keys, to list them
+    pk key#<key id>    sk key           the same key with its digest, to look it up
+
+Reads go to the region's own replica, so a lost region takes no other with it. Writes go to the home region: in a global table two
+regions' conditional writes can both succeed. Calls block; the gateway makes them in threads.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import msgspec
+from botocore.exceptions import ClientError
+
+from policies.admission.gcra import Limits
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+TENANT_ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
+Band = Literal["interactive", "standard", "batch"]
+"""A tenant's priority. `interactive`: people wait for the tokens. `standard`: the default. `batch`: served from what is spare."""
+Weight = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+"""The tenant's share within its band, relative to others."""
+LimitValue = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+
+
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """Who pays, and what they may do. A limit of None is unlimited; `models` None means every model."""
+
+    id: str
+    band: Band = "standard"
+    weight: Weight = 1
+    requests_per_min: LimitValue | None = None
+    tokens_per_min: LimitValue | None = None
+    concurrency: LimitValue | None = None
+    models: tuple[str, ...] | None = None
+    created_at_ms: int = 0
+    revision: int = 0
+    """Raised by every change; a change based on an older one is refused."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits, as the admission policy takes them."""
+        return Limits(self.requests_per_min, self.tokens_per_min, self.concurrency)
+
+    def may_use(self, model_class: str) -> bool:
+        """The tenant may use this model class."""
+        return self.models is None or model_class in self.models
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An API key as it may be shown: everything but the secret."""
+
+    key_id: str
+    tenant: str
+    name: str = ""
+    created_at_ms: int = 0
+    revoked_at_ms: int | None = None
+
+
+class KeyRecord(msgspec.Struct, frozen=True):
+    """A key as it is looked up."""
+
+    key: Key
+    digest: bytes
+
+
+class TenantExists(Exception):
+    """A tenant of this id is there already."""
+
+
+class TenantMissing(Exception):
+    """There is no such tenant."""
+
+
+class TenantChanged(Exception):
+    """The tenant was changed by someone else in the meantime."""
+
+
+class KeyMissing(Exception):
+    """There is no such key."""
+
+
+class TenantTable:
+    """The tenants table, read here and written at home."""
+
+    def __init__(self, table: str, *, near: DynamoDBClient, home: DynamoDBClient) -> None:
+        self._table = table
+        self._near = near
+        self._home = home
+
+    def find_key(self, key_id: str) -> tuple[KeyRecord, Tenant] | None:
+        """The key and its tenant, revoked or not; None where either is missing. Two reads of the near replica."""
+        item = self._near.get_item(TableName=self._table, Key=_lookup_key(key_id), ConsistentRead=True).get("Item")
+        if item is None:
+            return None
+        key = _decode(item, Key)
+        tenant = self._get_tenant(self._near, key.tenant)
+        return None if tenant is None else (KeyRecord(key, bytes(item["digest"]["B"])), tenant)
+
+    def get_tenant(self, tenant_id: str) -> Tenant:
+        """The tenant, as the home region has it.
+
+        Raises:
+            TenantMissing: as it says.
+        """
+        tenant = self._get_tenant(self._home, tenant_id)
+        if tenant is None:
+            raise TenantMissing(tenant_id)
+        return tenant
+
+    def list_tenants(self) -> list[Tenant]:
+        """All tenants, by id."""
+        pages = self._home.get_paginator("scan").paginate(
+            TableName=self._table, FilterExpression="sk = :sk", ExpressionAttributeValues={":sk": {"S": "profile"}}
+        )
+        return sorted((_decode(item, Tenant) for page in pages for item in page["Items"]), key=lambda tenant: tenant.id)
+
+    def create_tenant(self, tenant: Tenant) -> Tenant:
+        """Write a new tenant.
+
+        Raises:
+            TenantExists: as it says.
+        """
+        created = msgspec.structs.replace(tenant, created_at_ms=_now_ms(), revision=1)
+        item = {**_profile_key(created.id), **_encode(created)}
+        try:
+            self._home.put_item(TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)")
+        except ClientError as error:
+            if _is_conditional(error):
+                raise TenantExists(tenant.id) from error
+            raise
+        return created
+
+    def replace_tenant(self, tenant: Tenant) -> Tenant:
+        """Write `tenant` over the revision that it was read at.
+
+        Raises:
+            TenantChanged: another change came first, or it is gone.
+        """
+        changed = msgspec.structs.replace(tenant, revision=tenant.revision + 1)
+        try:
+            self._home.put_item(
+                TableName=self._table,
+                Item={**_profile_key(changed.id), **_encode(changed)},
+                ConditionExpression="revision = :read",
+                ExpressionAttributeValues={":read": {"N": str(tenant.revision)}},
+            )
+        except ClientError as error:
+            if _is_conditional(error):
+                raise TenantChanged(tenant.id) from error
+            raise
+        return changed
+
+    def create_key(self, record: KeyRecord) -> Key:
+        """Write a new key of an existing tenant; both its items or neither.
+
+        Raises:
+            TenantMissing: as it says.
+        """
+        key = msgspec.structs.replace(record.key, created_at_ms=_now_ms())
+        fields = _encode(key)
+        try:
+            self._home.transact_write_items(
+                TransactItems=[
+                    {
+                        "ConditionCheck": {
+                            "TableName": self._table,
+                            "Key": _profile_key(key.tenant),
+                            "ConditionExpression": "attribute_exists(pk)",
+                        }
+                    },
+                    self._put_new({**_lookup_key(key.key_id), **fields, "digest": {"B": record.digest}}),
+                    self._put_new({**_listed_key(key), **fields}),
+                ]
+            )
+        except ClientError as error:
+            if _is_conditional(error):
+                raise TenantMissing(key.tenant) from error
+            raise
+        return key
+
+    def list_keys(self, tenant_id: str) -> list[Key]:
+        """The tenant's keys, oldest first; empty where there is no such tenant."""
+        pages = self._home.get_paginator("query").paginate(
+            TableName=self._table,
+            KeyConditionExpression="pk = :pk AND begins_with(sk, :sk)",
+            ExpressionAttributeValues={":pk": {"S": f"tenant#{tenant_id}"}, ":sk": {"S": "key#"}},
+        )
+        return sorted((_decode(item, Key) for page in pages for item in page["Items"]), key=lambda key: key.created_at_ms)
+
+    def revoke_key(self, key_id: str) -> Key:
+        """Mark the key revoked; a second time changes nothing.
+
+        Raises:
+            KeyMissing: as it says.
+        """
+        item = self._home.get_item(TableName=self._table, Key=_lookup_key(key_id), ConsistentRead=True).get("Item")
+        if item is None:
+            raise KeyMissing(key_id)
+        key = _decode(item, Key)
+        if key.revoked_at_ms is not None:
+            return key
+        revoked = msgspec.structs.replace(key, revoked_at_ms=_now_ms())
+        values = {":at": {"N": str(revoked.revoked_at_ms)}}
+        self._home.transact_write_items(
+            TransactItems=[
+                {
+                    "Update": {
+                        "TableName": self._table,
+                        "Key": place,
+                        "UpdateExpression": "SET revoked_at_ms = :at",
+                        "ConditionExpression": "attribute_exists(pk)",
+                        "ExpressionAttributeValues": values,
+                    }
+                }
+                for place in (_lookup_key(key_id), _listed_key(key))
+            ]
+        )
+        return revoked
+
+    def _get_tenant(self, client: DynamoDBClient, tenant_id: str) -> Tenant | None:
+        item = client.get_item(TableName=self._table, Key=_profile_key(tenant_id), ConsistentRead=True).get("Item")
+        return None if item is None else _decode(item, Tenant)
+
+    def _put_new(self, item: dict[str, Any]) -> Any:
+        return {"Put": {"TableName": self._table, "Item": item, "ConditionExpression": "attribute_not_exists(pk)"}}
+
+
+def _profile_key(tenant_id: str) -> dict[str, Any]:
+    return {"pk": {"S": f"tenant#{tenant_id}"}, "sk": {"S": "profile"}}
+
+
+def _lookup_key(key_id: str) -> dict[str, Any]:
+    return {"pk": {"S": f"key#{key_id}"}, "sk": {"S": "key"}}
+
+
+def _listed_key(key: Key) -> dict[str, Any]:
+    return {"pk": {"S": f"tenant#{key.tenant}"}, "sk": {"S": f"key#{key.key_id}"}}
+
+
+def _encode(record: msgspec.Struct) -> dict[str, Any]:
+    """The record's fields as DynamoDB attributes; a field that is None is left out."""
+    item: dict[str, Any] = {}
+    for name, value in msgspec.structs.asdict(record).items():
+        match value:
+            case None:
+                continue
+            case int():
+                item[name] = {"N": str(value)}
+            case str():
+                item[name] = {"S": value}
+            case _:
+                item[name] = {"L": [{"S": member} for member in value]}
+    return item
+
+
+def _decode(item: Mapping[str, Any], kind: type[RecordT]) -> RecordT:
+    """The item's attributes as `kind`; other attributes are left alone, so that newer writers do not break older readers."""
+    plain: dict[str, Any] = {}
+    for name, attribute in item.items():
+        if "S" in attribute:
+            plain[name] = attribute["S"]
+        elif "N" in attribute:
+            plain[name] = int(attribute["N"])
+        elif "L" in attribute:
+            plain[name] = [member["S"] for member in attribute["L"]]
+    return msgspec.convert(plain, kind)
+
+
+def _is_conditional(error: ClientError) -> bool:
+    response = error.response
+    if response["Error"]["Code"] == "ConditionalCheckFailedException":
+        return True
+    reasons: list[Any] = response.get("CancellationReasons", [])
+    return any(reason.get("Code") == "ConditionalCheckFailed" for reason in reasons)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

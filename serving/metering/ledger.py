@@ -1,0 +1,269 @@
+"""The usage ledger: one immutable row per event, written by conditional put, and read as sums of rows.
+
+    pk  <tenant>#<YYYY-MM-DD>   the UTC day on which the event was opened
+    sk  <event_id>
+
+The same journals, in any order and any number of times, give the same rows. A row that is there already with other content is
+never overwritten: the first stands, the difference is counted and reported. Requests that were never served have rows too, at
+zero: what a customer asks about must be found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+from botocore.exceptions import ClientError
+
+from serving.metering.events import UsageClose
+from serving.metering.framing import decode_segment
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+NUM_CONNECTIONS = 16
+"""Requests to the table in flight at once, per call."""
+_MAX_BATCH_GET = 100  # DynamoDB's limit for BatchGetItem
+
+log = structlog.get_logger()
+
+
+class PutResult(StrEnum):
+    """What a put found. The values are those of the series LEDGER_ROWS."""
+
+    WRITTEN = "written"
+    PRESENT = "present"
+    """The same row was there."""
+    CONFLICT = "conflict"
+    """Another row was there, and still is."""
+
+
+class LedgerRow(msgspec.Struct, frozen=True):
+    """All that a CLOSE says, flat; token counts and prices as they were billed."""
+
+    event_id: str
+    tenant: str
+    key_id: str
+    model: str
+    release_id: str
+    region: str
+    gateway: str
+    endpoint: str
+    opened_at_ms: int
+    closed_at_ms: int
+    outcome: str
+    source: str
+    finish_reason: str
+    attempts: int
+    ttft_us: int
+    """-1 where no content was sent. Whole microseconds: the ledger holds no binary fractions."""
+    counted_prompt_tokens: int
+    """As the gateway counted them before the engine was asked; `prompt_tokens` is billed."""
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    price_version: str
+    input_micro_usd_per_mtok: int
+    cached_input_micro_usd_per_mtok: int
+    output_micro_usd_per_mtok: int
+    cost_pico_usd: int
+    """Units of 1e-12 dollars, exact."""
+    schema: int
+
+    @property
+    def key(self) -> RowKey:
+        """The row's place in the table."""
+        return RowKey(f"{self.tenant}#{utc_day(self.opened_at_ms)}", self.event_id)
+
+    def canonical(self) -> bytes:
+        """Bytes that are equal exactly where rows are."""
+        return msgspec.json.encode(self, order="sorted")
+
+
+class RowKey(msgspec.Struct, frozen=True, order=True):
+    """Primary key of a row."""
+
+    pk: str
+    sk: str
+
+    def item(self) -> dict[str, dict[str, str]]:
+        """As DynamoDB takes it."""
+        return {"pk": {"S": self.pk}, "sk": {"S": self.sk}}
+
+
+def utc_day(time_ms: int) -> str:
+    """`2025-11-22` for 1763852399999, `2025-11-23` a millisecond later."""
+    return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y-%m-%d")
+
+
+def utc_days(from_ms: int, to_ms: int) -> list[str]:
+    """The UTC days that [from_ms, to_ms) touches, in order; none where it is empty."""
+    if to_ms <= from_ms:
+        return []
+    first = datetime.fromtimestamp(from_ms // 1000, UTC).date()
+    last = datetime.fromtimestamp((to_ms - 1) // 1000, UTC).date()
+    return [(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)]
+
+
+def row_of(close: UsageClose) -> LedgerRow:
+    """The row that bills `close`."""
+    event = close.open
+    return LedgerRow(
+        event_id=event.event_id,
+        tenant=event.tenant,
+        key_id=event.key_id,
+        model=event.model,
+        release_id=event.release_id,
+        region=event.region,
+        gateway=event.gateway,
+        endpoint=event.endpoint,
+        opened_at_ms=event.opened_at_ms,
+        closed_at_ms=close.closed_at_ms,
+        outcome=close.outcome.value,
+        source=close.source.value,
+        finish_reason=close.finish_reason,
+        attempts=close.attempts,
+        ttft_us=round(close.ttft_ms * 1000) if close.ttft_ms >= 0 else -1,
+        counted_prompt_tokens=event.prompt_tokens,
+        prompt_tokens=close.prompt_tokens,
+        cached_tokens=close.cached_tokens,
+        output_tokens=close.output_tokens,
+        price_version=event.price_version,
+        input_micro_usd_per_mtok=event.input_micro_usd_per_mtok,
+        cached_input_micro_usd_per_mtok=event.cached_input_micro_usd_per_mtok,
+        output_micro_usd_per_mtok=event.output_micro_usd_per_mtok,
+        cost_pico_usd=close.cost_pico_usd,
+        schema=event.schema,
+    )
+
+
+def item_of(row: LedgerRow) -> dict[str, dict[str, str]]:
+    """`row` as a DynamoDB item."""
+    item = row.key.item()
+    for name, value in msgspec.structs.asdict(row).items():
+        item[name] = {"N": str(value)} if isinstance(value, int) else {"S": value}
+    return item
+
+
+def row_from(item: dict[str, Any]) -> LedgerRow:
+    """The row in a DynamoDB item; attributes that are none of ours (such as replication's) are left out.
+
+    Raises:
+        msgspec.ValidationError: the item is no ledger row.
+    """
+    values = {name: int(Decimal(value["N"])) if "N" in value else value.get("S") for name, value in item.items()}
+    return msgspec.convert(values, LedgerRow)
+
+
+def ledger_hash(rows: Iterable[LedgerRow]) -> str:
+    """SHA-256 (hex) of a set of rows, whatever order they come in."""
+    total = hashlib.sha256()
+    for digest in sorted(hashlib.sha256(row.canonical()).digest() for row in rows):
+        total.update(digest)
+    return total.hexdigest()
+
+
+def put_row(client: DynamoDBClient, table: str, row: LedgerRow) -> PutResult:
+    """Write `row` unless its key is taken.
+
+    Raises:
+        botocore.exceptions.BotoCoreError, ClientError: the table did not take it; it may have been written all the same, and
+            putting it again is safe.
+    """
+    try:
+        client.put_item(
+            TableName=table,
+            Item=item_of(row),
+            ConditionExpression="attribute_not_exists(sk)",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+            raise
+        return _compare(row, error.response.get("Item"))  # type: ignore[arg-type]  # the stubs do not know this member
+    return PutResult.WRITTEN
+
+
+def _compare(row: LedgerRow, item: dict[str, Any] | None) -> PutResult:
+    try:
+        present = row_from(item or {})
+    except msgspec.ValidationError:
+        present = None
+    if present == row:
+        return PutResult.PRESENT
+    log.error("ledger row differs from the journal; the first is kept", row=msgspec.structs.asdict(row), present=item)
+    return PutResult.CONFLICT
+
+
+def write_rows(client: DynamoDBClient, table: str, closes: Sequence[UsageClose]) -> Counter[PutResult]:
+    """Put the row of every CLOSE; how many of each result.
+
+    Raises:
+        botocore.exceptions.BotoCoreError, ClientError: some row could not be put; calling again resumes.
+    """
+    with ThreadPoolExecutor(min(NUM_CONNECTIONS, len(closes)) or 1, "ledger") as pool:
+        return Counter(pool.map(lambda close: put_row(client, table, row_of(close)), closes))
+
+
+def rebuild_from_segments(client: DynamoDBClient, table: str, segments: Iterable[bytes]) -> Counter[PutResult]:
+    """Put the rows of sealed segments, in any order, by the same path that ships them.
+
+    Raises:
+        SegmentError: a segment cannot be read.
+        botocore.exceptions.BotoCoreError, ClientError: some row could not be put; calling again resumes.
+    """
+    results: Counter[PutResult] = Counter()
+    for data in segments:
+        results += write_rows(client, table, decode_segment(data).closes)
+    return results
+
+
+def missing_rows(client: DynamoDBClient, table: str, keys: Iterable[RowKey]) -> set[RowKey]:
+    """Those of `keys` that the table does not have.
+
+    Raises:
+        botocore.exceptions.BotoCoreError, ClientError: the table did not answer.
+    """
+    wanted = sorted(set(keys))
+    missing = set(wanted)
+    for start in range(0, len(wanted), _MAX_BATCH_GET):
+        request: Any = {table: {"Keys": [key.item() for key in wanted[start : start + _MAX_BATCH_GET]], "ConsistentRead": True}}
+        while request:
+            answer = client.batch_get_item(RequestItems=request)
+            missing -= {RowKey(item["pk"]["S"], item["sk"]["S"]) for item in answer["Responses"].get(table, [])}
+            request = answer.get("UnprocessedKeys")
+    return missing
+
+
+def read_rows(client: DynamoDBClient, table: str, tenants: Sequence[str] | None, from_ms: int, to_ms: int) -> Iterator[LedgerRow]:
+    """The rows opened in [from_ms, to_ms): by query for the tenants named, by a scan of the whole table for all (None).
+
+    Raises:
+        botocore.exceptions.BotoCoreError, ClientError: the table did not answer.
+    """
+    if tenants is None:
+        pages: Iterable[list[dict[str, Any]]] = [page["Items"] for page in client.get_paginator("scan").paginate(TableName=table)]
+    else:
+        partitions = [f"{tenant}#{day}" for tenant in tenants for day in utc_days(from_ms, to_ms)]
+        with ThreadPoolExecutor(NUM_CONNECTIONS, "ledger") as pool:
+            pages = list(pool.map(lambda pk: _partition(client, table, pk), partitions))
+    for page in pages:
+        for item in page:
+            row = row_from(item)
+            if from_ms <= row.opened_at_ms < to_ms:
+                yield row
+
+
+def _partition(client: DynamoDBClient, table: str, pk: str) -> list[dict[str, Any]]:
+    pages = client.get_paginator("query").paginate(
+        TableName=table, KeyConditionExpression="pk = :pk", ExpressionAttributeValues={":pk": {"S": pk}}, ConsistentRead=True
+    )
+    return [item for page in pages for item in page["Items"]]

@@ -1,0 +1,210 @@
+"""The shipper's process: `python -m serving.metering.shipper`, beside the gateway in its pod, on the same journal volume.
+
+Environment: FLOTILLA_SETTINGS_FILE (GatewaySettings), FLOTILLA_JOURNAL_DIR, FLOTILLA_POD_IP; AWS_ENDPOINT_URL for an emulated
+AWS. It answers /livez, /readyz and /metrics on port 8082. Ready means that the journal can be read: an AWS that is down is
+shown by the backlog's metrics and must not take the pod, and so the gateway, out of service.
+
+At SIGTERM both containers of a pod stop together. The gateway drains and seals its last segment, which frees its lock; so the
+shipper goes on until no writer lives and nothing waits, at most until `drain_s` and a little more have passed, then exits 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import structlog
+import uvicorn
+from botocore.exceptions import BotoCoreError, ClientError
+from fastapi import FastAPI, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from serving import series
+from serving.metering.recovery import Recovered
+from serving.metering.shipping import TAKE_OVER_AFTER_S, BackOff, Destination, Shipper
+from serving.settings import GatewaySettings, SettingsError, load
+from serving.target import aws_client
+
+PORT = 8082
+POLL_S = 1.0
+UPKEEP_S = 60.0
+"""Between two looks at whether archive and ledger still have what was shipped."""
+FINAL_S = 20.0
+"""Beyond `drain_s`, for the gateway's preStop and the sealing of its last segment: the pod's grace period must cover it all."""
+HANG_LIMIT_S = 300.0
+"""A round takes seconds, an AWS that hangs a minute or two: beyond this the process itself is stuck and is restarted."""
+SECONDS_PER_HOUR = 3600
+
+log = structlog.get_logger()
+
+
+class Metrics:
+    """The shipper's series; the observer of a `Shipper`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._segments = Counter(series.SEGMENTS.name, series.SEGMENTS.help, series.SEGMENTS.labels, registry=self.registry)
+        self._rows = Counter(series.LEDGER_ROWS.name, series.LEDGER_ROWS.help, series.LEDGER_ROWS.labels, registry=self.registry)
+        self.unshipped_bytes = Gauge(series.UNSHIPPED_BYTES.name, series.UNSHIPPED_BYTES.help, registry=self.registry)
+        self.oldest_unshipped = Gauge(series.OLDEST_UNSHIPPED.name, series.OLDEST_UNSHIPPED.help, registry=self.registry)
+
+    def segment(self, result: str) -> None:
+        """One attempt to ship a segment ended."""
+        self._segments.labels(result).inc()
+
+    def rows(self, result: str, count: int) -> None:
+        """So many ledger puts ended."""
+        self._rows.labels(result).inc(count)
+
+
+class Rounds:
+    """What is done over and over: take over, check, ship, tidy up. A failure of one step never keeps the others from running."""
+
+    def __init__(self, shipper: Shipper, metrics: Metrics, directory: Path) -> None:
+        self.last_round_s = time.monotonic()
+        self._shipper = shipper
+        self._metrics = metrics
+        self._directory = directory
+        self._upkeep_at_s = 0.0
+        self._has_checked_all = False
+        self._check_back_off = BackOff()
+
+    def is_ready(self) -> bool:
+        """The journal can be read."""
+        return os.access(self._directory, os.R_OK | os.X_OK)
+
+    def is_alive(self) -> bool:
+        """Rounds come to an end."""
+        return time.monotonic() - self.last_round_s < HANG_LIMIT_S
+
+    def run(self, take_over_after_s: float = TAKE_OVER_AFTER_S) -> None:
+        """One round."""
+        try:
+            for recovered in self._shipper.take_over(take_over_after_s):
+                log_recovered(recovered)
+            if time.monotonic() >= self._upkeep_at_s and self._check_back_off.is_ready():
+                self._upkeep()
+            if num_shipped := self._shipper.ship():
+                log.info("shipped", num_segments=num_shipped)
+        except OSError as error:
+            log.error("the journal's disk fails", error=str(error))
+        backlog = self._shipper.backlog()
+        self._metrics.unshipped_bytes.set(backlog.num_bytes)
+        self._metrics.oldest_unshipped.set(backlog.oldest_s)
+        self.last_round_s = time.monotonic()
+
+    def is_done(self) -> bool:
+        """Nobody is left who could seal more, and nothing waits that could be shipped."""
+        if self._shipper.has_living_writer():
+            return False
+        backlog = self._shipper.backlog()
+        return backlog.num_segments == backlog.num_stuck
+
+    def _upkeep(self) -> None:
+        try:
+            self._shipper.recheck(full=not self._has_checked_all)
+        except (BotoCoreError, ClientError) as error:
+            log.warning("archive or ledger cannot be checked", error=str(error))
+            self._check_back_off.failed()
+            return
+        self._check_back_off = BackOff()
+        self._has_checked_all = True
+        self._shipper.retire()
+        self._upkeep_at_s = time.monotonic() + UPKEEP_S
+
+
+def log_recovered(recovered: Recovered) -> None:
+    """Say what a dead writer had left behind; what could not be read is an error."""
+    write = log.error if recovered.problem else log.info
+    write(
+        "sealed what a dead writer had left open", **{name: getattr(recovered, name) for name in recovered.__dataclass_fields__}
+    )
+
+
+def build_app(rounds: Rounds, metrics: Metrics) -> FastAPI:
+    """The probes and the metrics."""
+    app = FastAPI(openapi_url=None)
+
+    def answer(holds: Callable[[], bool]) -> Response:
+        return Response(status_code=200 if holds() else 503)
+
+    app.add_api_route("/livez", lambda: answer(rounds.is_alive), methods=["GET"])
+    app.add_api_route("/readyz", lambda: answer(rounds.is_ready), methods=["GET"])
+    app.add_api_route("/metrics", lambda: Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4"))
+    return app
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`: the probes and metrics go on answering while the last segments are shipped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(rounds: Rounds, app: FastAPI, host: str, drain_s: float) -> None:
+    """Run rounds until SIGTERM or SIGINT, then until nothing is left to ship or the time is up."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = _Server(uvicorn.Config(app, host=host, port=PORT, log_config=None, access_log=False, lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not (stop.is_set() or serving.done()):
+            await asyncio.to_thread(rounds.run)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), POLL_S)
+        deadline_s = time.monotonic() + drain_s + FINAL_S
+        while time.monotonic() < deadline_s:
+            await asyncio.to_thread(rounds.run, 0.0)
+            if await asyncio.to_thread(rounds.is_done):
+                break
+            await asyncio.sleep(POLL_S / 5)
+        else:
+            log.error("stopped with usage unshipped; the next start ships it")
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def main(env: Mapping[str, str] = os.environ) -> int:
+    """Exit code of the process: 2 where its environment or settings do not fit."""
+    structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), _render])
+    try:
+        settings = load(GatewaySettings, Path(env["FLOTILLA_SETTINGS_FILE"]))
+        directory, host = Path(env["FLOTILLA_JOURNAL_DIR"]), env["FLOTILLA_POD_IP"]
+        directory.mkdir(parents=True, exist_ok=True)
+    except KeyError as error:
+        return _refuse(f"{error.args[0]} is not set")
+    except (SettingsError, OSError) as error:
+        return _refuse(str(error))
+    endpoint_url = env.get("AWS_ENDPOINT_URL", "")
+    destination = Destination(
+        aws_client("s3", settings.region, endpoint_url),  # type: ignore[arg-type]
+        aws_client("dynamodb", settings.region, endpoint_url),  # type: ignore[arg-type]
+        settings.region,
+        settings.archive_bucket,
+        settings.tables.ledger,
+    )
+    metrics = Metrics()
+    rounds = Rounds(Shipper(directory, destination, settings.journal.retain_h * SECONDS_PER_HOUR, metrics), metrics, directory)
+    asyncio.run(serve(rounds, build_app(rounds, metrics), host, settings.drain_s))
+    return 0
+
+
+_render = structlog.processors.JSONRenderer()
+
+
+def _refuse(message: str) -> int:
+    print(f"shipper: {message}", file=sys.stderr)  # noqa: T201 (the process's one word to whoever starts it)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

