@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import openai
 import pytest
-from conftest import FLOTILLA, PORT_OFFSET, REPOSITORY, LocalRegion, wait_until
+from e2e_support import FLOTILLA, PORT_OFFSET, REPOSITORY, LocalRegion, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -205,13 +206,21 @@ def test_a_taken_port_is_one_line_naming_it(region: LocalRegion, tmp_path: Any) 
     assert "Traceback" not in done.stderr
 
 
+def process_ids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
 def processes_of(pod: dict[str, Any], needle: str) -> list[int]:
     """Process ids in any session of the pod's containers whose command line has `needle`."""
     found = []
     sessions = {container["pid"] for container in pod["containers"]}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+    for pid in process_ids():
         try:
-            if os.getsid(pid) in sessions and needle in open(f"/proc/{pid}/cmdline", "rb").read().replace(b"\0", b" ").decode():
+            if os.getsid(pid) in sessions and needle in command_line(pid):
                 found.append(pid)
         except OSError:
             continue
@@ -255,10 +264,9 @@ def test_kill_9_of_the_engine_is_an_honest_503_and_heals_without_a_hand(region: 
 
 def flotilla_processes(state: str) -> list[str]:
     found = []
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
+    for pid in (pid for pid in process_ids() if pid != os.getpid()):
         try:
-            environment = open(f"/proc/{pid}/environ", "rb").read()
-            command = open(f"/proc/{pid}/cmdline", "rb").read().replace(b"\0", b" ").decode()
+            environment, command = Path(f"/proc/{pid}/environ").read_bytes(), command_line(pid)
         except OSError:
             continue
         if state.encode() in environment and "pytest" not in command:

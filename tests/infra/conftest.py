@@ -1,4 +1,4 @@
-"""The graphs of every local stack, recorded once: recording imports the providers' classes, which takes seconds the first time."""
+"""The graphs of every local stack, recorded once: the first recording imports the providers' classes, which takes seconds."""
 
 from __future__ import annotations
 
