@@ -114,9 +114,15 @@ def usage(
 
 
 def chat(
-    target: Target, prompt: str, *, model: str = "small", system: str | None = None, region: str | None = None
+    target: Target,
+    prompt: str,
+    *,
+    model: str = "small",
+    system: str | None = None,
+    temperature: float = 0.0,
+    region: str | None = None,
 ) -> Iterator[str | ChatEnd]:
-    """The answer in pieces as they come, and at last how it ended.
+    """The answer in pieces as they come, and at last how it ended. At temperature 0 the same question has the same answer.
 
     Raises:
         UserError: the request was refused, or the answer broke off.
@@ -126,7 +132,13 @@ def chat(
         raise UserError("there is no API key to chat with", "set FLOTILLA_API_KEY; `flotilla keys create TENANT` makes one")
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})
-    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    body = {
+        "model": model,
+        "messages": messages,
+        "temperature": temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     began_s, first_s = time.monotonic(), None
     finish_reason = ""
     counts: Mapping[str, Any] = {}

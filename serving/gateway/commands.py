@@ -46,6 +46,7 @@ def chat(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     model: Annotated[str, typer.Option(help="Model class.")] = "small",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 answers alike each time; higher varies.")] = 0.0,
     region: Annotated[str | None, typer.Option(help="Region to ask; the home region if left out.")] = None,
     as_json: Json = False,
     env: Env = LOCAL,
@@ -57,7 +58,7 @@ def chat(
     Example: `flotilla chat "What is the capital of France?" --system "Answer in one word."`
     """
     pieces: list[str] = []
-    for piece in admin_client.chat(load_target(env), prompt, model=model, system=system, region=region):
+    for piece in admin_client.chat(load_target(env), prompt, model=model, system=system, temperature=temperature, region=region):
         if isinstance(piece, ChatEnd):
             _end_chat("".join(pieces), piece, as_json)
             return

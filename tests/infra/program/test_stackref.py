@@ -31,7 +31,10 @@ def read(outputs: dict[str, Any]) -> Graph:
 
 
 def test_what_one_stack_exports_the_next_one_reads() -> None:
-    graph = exported({**SERVING, "gateway_port": pulumi.Output.from_input(8080)})
+    def program() -> None:
+        stackref.export(ServingOutputs, {**SERVING, "gateway_port": pulumi.Output.from_input(8080)})
+
+    graph = record_program(program, "test.serving.us-east-2")
     assert graph.outputs == SERVING
     assert read(dict(graph.outputs)).outputs["port"] == 8080
 
