@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,11 +86,16 @@ def print_up(console: Console, report: UpReport, state_note: str) -> None:
     for title, text in (
         ("In a shell:", access.curl(region.base_url, report.target.api_key, report.model)),
         ("In Python (pip install openai):", access.python(region.base_url, report.target.api_key, report.model)),
-        ("Or:", f'{state_note}flotilla chat "{access.QUESTION}"'),
+        ("Or:", f'{state_note}{_command()} chat "{access.QUESTION}"'),
     ):
         console.print()
         console.print(title, style="bold")
         console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _command() -> str:
+    """How this shell can call us again."""
+    return "flotilla" if shutil.which("flotilla") else os.path.relpath(sys.argv[0])
 
 
 def status_json(status: Status | None) -> dict[str, Any]:
