@@ -41,6 +41,9 @@ pytestmark = [pytest.mark.emulated_aws, pytest.mark.timeout(180)]
 HOME, OTHER = "us-east-2", "us-west-2"
 OFFSET = 11_000 + os.getpid() % 600 * 20  # clear of other runs, and below the ports that the system gives to clients
 
+UNMOUNTED_CHILD = f"/{CHILD}"
+"""The same file by a path that begins with no mount, wherever this repository lies: pods mount /tmp."""
+
 
 def with_small_processes(graph: Graph, argument: str = "") -> Graph:
     """The stack with the test's child process in every container; everything around them is the program's."""
@@ -51,7 +54,7 @@ def with_small_processes(graph: Graph, argument: str = "") -> Graph:
         return {
             **{key: original[key] for key in ("name", "volumeMounts")},
             "image": "host:.venv",
-            "command": ["python", "-SE", CHILD, *([argument] if argument and is_engine else [])],
+            "command": ["python", "-SE", UNMOUNTED_CHILD, *([argument] if argument and is_engine else [])],
             "env": env,
             "ports": [{"name": "http", "containerPort": 8000}, {"name": "ops", "containerPort": 8000}]
             if env != original["env"]
