@@ -92,6 +92,8 @@ class GatewayConfig(_Frozen):
     journal_gib: Annotated[int, Field(ge=1, le=1024)] = 20
     storage_class: str | None = None
     """StorageClass of the journal's claim; the cluster's default if left out."""
+    usage_ships_after_s: Annotated[int, Field(ge=1, le=3600)] = 10
+    """Usage is sealed for the archive and the ledger after this long; shorter is fresher, and makes more objects."""
     host_ports: HostPorts | None = None
 
 

@@ -85,7 +85,7 @@ def print_up(console: Console, report: UpReport, state_note: str) -> None:
         console.print(Text.assemble((f"{name:<10}", "bold"), value), soft_wrap=True)
     for title, text in (
         ("In a shell:", access.curl(region.base_url, report.target.api_key, report.model)),
-        ("In Python (pip install openai):", access.python(region.base_url, report.target.api_key, report.model)),
+        ("In Python (.venv/bin/python has the client):", access.python(region.base_url, report.target.api_key, report.model)),
         ("Or:", f'{state_note}{_command()} chat "{access.QUESTION}"'),
     ):
         console.print()

@@ -19,7 +19,7 @@ from infra.naming import ENGINE, GATEWAY, NAMESPACE, StackName
 from infra.providers import aws_provider, kubernetes_provider
 from infra.stack_config import ServingConfig
 from infra.stackref import ClusterOutputs, FoundationOutputs, ServingOutputs, export, read
-from serving.settings import EngineSettings, GatewaySettings, ModelClass, ServedModel
+from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, ServedModel
 
 
 def build(program: Program[ServingConfig]) -> None:
@@ -87,6 +87,7 @@ def _gateway_settings(program: Program[ServingConfig], foundation: FoundationOut
         cache_url=cache_url,
         models=tuple(_served_model(program, model_class) for model_class in sorted(environment.models)),
         price_version=program.catalog.price_version,
+        journal=JournalSettings(seal_after_s=program.config.gateway.usage_ships_after_s),
         drain_s=timers.GATEWAY_STOP.drain_s,
     )
 

@@ -151,7 +151,7 @@ def list_keys(tenant: TenantName, as_json: Json = False, env: Env = LOCAL) -> No
     table = Table("key id", "name", "created", "revoked", box=None)
     for key in found:
         table.add_row(key["key_id"], key["name"] or "–", _time(key["created_at_ms"]), _time(key["revoked_at_ms"]))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @keys_app.command("revoke")
@@ -218,7 +218,7 @@ def _show_tenants(tenants: Sequence[dict[str, Any]], as_json: bool, *, single: b
         shown = [UNLIMITED if limit is None else f"{limit:,}" for limit in limits]
         models = ALL_MODELS if tenant["models"] is None else ", ".join(tenant["models"])
         table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _time(time_ms: int | None) -> str:

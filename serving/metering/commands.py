@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,9 +16,6 @@ from rich.table import Table
 from serving.gateway import admin_client
 from serving.metering.report import UsageReport, UsageRow, format_usd, parse_since
 from serving.target import LOCAL, load_target
-
-_SHOWS_AFTER_S = 15
-"""Sealing takes up to 10 s at the default settings, shipping a second or two."""
 
 
 class By(StrEnum):
@@ -60,7 +58,7 @@ def usage(
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if report.rows:
         console.print(_table(report))
     console.print(_freshness(report, now_ms), style="dim")
@@ -87,7 +85,7 @@ def _figures(row: UsageRow) -> list[str]:
 
 def _freshness(report: UsageReport, now_ms: int) -> str:
     since = datetime.fromtimestamp(report.from_ms // 1000, UTC)
-    delay = f"one shows here about {_SHOWS_AFTER_S} s after its end."
+    delay = "one shows here when its part of the journal has shipped, seconds after its end."
     if not report.rows:
         return f"No requests since {since:%Y-%m-%d %H:%M} UTC; {delay}"
     age_s = max(0, now_ms - report.newest_closed_at_ms) // 1000

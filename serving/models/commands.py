@@ -86,7 +86,9 @@ def list_(env: Environment = LOCAL, json: Json = False) -> None:
         published = datetime.fromtimestamp(row["created_at_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%MZ")
         cells = (row["model_class"], row["release_id"][:12], weight, size, window, published, row["model_name"], row["source"])
         table.add_row(*cells)
-    Console().print(table if rows else "No release has been published: `flotilla release publish`.")
+    Console(width=None if sys.stdout.isatty() else 160).print(
+        table if rows else "No release has been published: `flotilla release publish`."
+    )
 
 
 @contextmanager

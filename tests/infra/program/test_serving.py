@@ -84,7 +84,7 @@ def test_a_gateway_reads_its_settings_where_they_are_mounted(serving: Graph, wor
         ("SmolLM2-135M-Instruct",),
         "engine-small.serving",
     )
-    assert settings.drain_s == GATEWAY_STOP.drain_s and settings.journal == JournalSettings()
+    assert settings.drain_s == GATEWAY_STOP.drain_s and settings.journal == JournalSettings(seal_after_s=2)
     for container in pod(workloads["gateway"])["containers"]:
         assert environment(container)["FLOTILLA_SETTINGS_FILE"] == "/etc/flotilla/gateway.json"
         assert environment(container)["FLOTILLA_JOURNAL_DIR"] == "/var/lib/flotilla/journal"
