@@ -29,8 +29,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegion]:
         both.run("down", "--purge", check=False)
 
 
-def ask(both: LocalRegion, region: str) -> str:
-    api = openai.OpenAI(base_url=both.target.regions[region].base_url, api_key=both.target.api_key, timeout=120, max_retries=0)
+def ask(both: LocalRegion, region: str, key: str = "") -> str:
+    api = openai.OpenAI(
+        base_url=both.target.regions[region].base_url, api_key=key or both.target.api_key, timeout=120, max_retries=0
+    )
     question = [{"role": "user", "content": "What is the capital of France?"}]
     answer = api.chat.completions.create(model="small", messages=question, temperature=0, max_tokens=16)  # type: ignore[arg-type]
     return answer.choices[0].message.content or ""
@@ -46,11 +48,12 @@ def test_one_key_and_one_release_serve_in_both_regions(both: LocalRegion) -> Non
     assert releases[REGIONS[0]] == releases[REGIONS[1]]
 
 
-def test_the_bill_holds_what_both_regions_served(both: LocalRegion) -> None:
-    before = both.usage()["requests"]
+def test_a_tenant_made_in_one_region_has_one_bill_for_both(both: LocalRegion) -> None:
+    both.run("tenants", "create", "traveller")
+    key = json.loads(both.run("keys", "create", "traveller", "--json").stdout)["key"]
     for region in REGIONS:
-        ask(both, region)
-    wait_until(lambda: both.usage()["requests"] == before + len(REGIONS), 30, "a row of each region in the ledger")
+        assert "Paris" in ask(both, region, key)
+    wait_until(lambda: both.usage("traveller")["requests"] == len(REGIONS), 30, "a row of each region in the ledger")
 
 
 def test_a_region_that_is_not_named_keeps_running_as_it_is(both: LocalRegion) -> None:
