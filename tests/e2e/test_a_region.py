@@ -111,14 +111,16 @@ def test_the_bill_equals_the_engines_own_counters_to_the_token(region: LocalRegi
     assert bill["uncached_input_tokens"] + bill["cached_input_tokens"] == counted_after["prompt"]
 
     for number in range(2):  # streamed, and left after a few tokens
-        stream = api.chat.completions.create(model="small", messages=ask(f"Tell me story {number}."), max_tokens=400, stream=True)
+        stream = api.chat.completions.create(
+            model="small", messages=ask(f"Tell me story {number}."), max_tokens=400, temperature=0, stream=True
+        )
         for seen, _ in enumerate(stream):
             if seen == 8:
                 stream.close()
                 break
         with pytest.raises(openai.APITimeoutError):  # not streamed, and left while it runs
-            client(region).with_options(timeout=2).completions.create(
-                model="small", prompt=f"Once upon a time {number}", max_tokens=400
+            client(region).with_options(timeout=4).completions.create(
+                model="small", prompt=f"Once upon a time {number}", max_tokens=400, temperature=0
             )
     wait_until(lambda: region.counters()["running"] == 0, 10, "the engine aborted what clients left")
     last, counted_last = settled_bill(region, bill["requests"] + 4), region.counters()
@@ -236,7 +238,7 @@ def processes_of(pod: dict[str, Any], needle: str) -> list[int]:
 
 
 def test_kill_9_of_the_gateway_in_mid_stream_bills_once_what_was_last_recorded(region: LocalRegion) -> None:
-    before = region.usage()
+    before = quiet_bill(region)
     counted_before = region.counters()["generation"]
     received = 0
     pod = region.pod("gateway")
@@ -282,8 +284,21 @@ def flotilla_processes(state: str) -> list[str]:
     return found
 
 
+def quiet_bill(region: LocalRegion) -> dict[str, int]:
+    """The bill once nothing is on its way to the ledger any more: it stays the same for longer than shipping takes."""
+    last: list[dict[str, int]] = []
+
+    def is_quiet() -> bool:
+        last.append(region.usage())
+        time.sleep(5)
+        return last[-1] == region.usage()
+
+    wait_until(is_quiet, 60, "the bill is settled")
+    return last[-1]
+
+
 def test_down_leaves_no_process_and_no_port_and_the_ledger_survives(region: LocalRegion) -> None:
-    before = settled_bill(region, 1)
+    before = quiet_bill(region)
     port = int(region.home.base_url.rsplit(":", 1)[1].split("/")[0])
     region.run("down")
     assert flotilla_processes(str(region.state)) == []
@@ -306,7 +321,7 @@ def streams(region: LocalRegion, num: int) -> Iterator[threading.Thread]:
 
 
 def test_down_in_the_middle_of_requests_bills_every_one_of_them(region: LocalRegion) -> None:
-    before = region.usage()
+    before = quiet_bill(region)
     threads = list(streams(region, 4))
     for thread in threads:
         thread.start()
