@@ -35,7 +35,7 @@ test-unit: .venv/.flotilla-dev    ## unit tests and those on the emulated AWS
 test-engine: setup .venv/.flotilla-dev   ## end to end on the real vLLM
 	$(BIN)/pytest -q -m "engine and not slow"
 
-test-slow: setup .venv/.flotilla-dev     ## the longer drills: two regions, kills in every place
+test-slow: setup .venv/.flotilla-dev     ## the longer drills: two regions, the supervisor and its engine
 	$(BIN)/pytest -q -m slow
 
 lock: .venv/.flotilla-base        ## write the hashed requirements from requirements/*.in

@@ -23,7 +23,7 @@ from serving.target import Target
 from tests.serving.engine.conftest import PodProcess, end_session, is_alive, session_members, start_pod
 from tests.serving.models.conftest import HOME, make_resources, make_target
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHAPE = ("--enforce-eager", "--max-num-seqs", "8", "--max-model-len", "8192")
 START_TIMEOUT_S = 300
