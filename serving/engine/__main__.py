@@ -10,15 +10,12 @@ is the last to close: a draining pod says that it is not ready until it is gone.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
 import uvicorn
 
 from serving.engine.adapters import EngineAdapter, VllmAdapter
@@ -27,18 +24,11 @@ from serving.engine.ops import OPS_PORT, make_app
 from serving.engine.process import adopt_orphans
 from serving.engine.source import ReleaseSource
 from serving.engine.supervisor import Supervisor
+from serving.process import Server, configure_logs, refuse
 from serving.settings import EngineSettings, SettingsError, load
 from serving.target import aws_client
 
 ADAPTERS: dict[str, type[VllmAdapter]] = {"vllm": VllmAdapter}
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the supervisor: uvicorn would stop answering probes at the first SIGTERM."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(supervisor: Supervisor) -> int:
@@ -51,7 +41,7 @@ async def serve(supervisor: Supervisor) -> int:
     config = uvicorn.Config(
         make_app(supervisor), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2
     )
-    server = _Server(config)
+    server = Server(config)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, supervisor.leave)
@@ -65,13 +55,7 @@ async def serve(supervisor: Supervisor) -> int:
 
 def main(arguments: list[str]) -> int:
     """Entry point: 0 after a drain, 1 after too many failures, 2 when the environment is wrong."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ]
-    )
+    configure_logs()
     try:
         names = ("FLOTILLA_SETTINGS_FILE", "FLOTILLA_MODEL_CACHE_DIR", "FLOTILLA_POD_IP")
         missing = [name for name in names if not os.environ.get(name)]
@@ -89,10 +73,9 @@ def main(arguments: list[str]) -> int:
         supervisor = Supervisor(source, adapter, Metrics(settings.model_class), host, tuple(engine_args))
         return asyncio.run(serve(supervisor))
     except SettingsError as error:
-        sys.stderr.write(f"serving.engine: {error}\n")
+        return refuse("serving.engine", str(error))
     except OSError as error:
-        sys.stderr.write(f"serving.engine: {error.filename or os.environ.get('FLOTILLA_POD_IP')}: {error.strerror or error}\n")
-    return 2
+        return refuse("serving.engine", f"{error.filename or os.environ.get('FLOTILLA_POD_IP')}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

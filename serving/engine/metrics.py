@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 
 from serving import series
-from serving.series import Series
+from serving.metrics import make
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("fetch", "verify", "load", "warm_up")
 RESTART_REASONS = ("exited", "stalled", "silent", "canary")
 TOKEN_KINDS = ("input", "output")
-
-MetricT = TypeVar("MetricT", bound=MetricWrapperBase)
 
 
 class Metrics:
@@ -24,11 +18,11 @@ class Metrics:
     def __init__(self, model_class: str) -> None:
         self._registry = CollectorRegistry()
         self._model_class = model_class
-        self.ready = self._make(Gauge, series.ENGINE_READY).labels(model_class)
-        self.fetch_bytes = self._make(Gauge, series.ENGINE_FETCH_BYTES).labels(model_class)
-        self._restarts = self._make(Counter, series.ENGINE_RESTARTS)
-        self._phase_seconds = self._make(Gauge, series.ENGINE_PHASE_SECONDS)
-        self._canary_tokens = self._make(Counter, series.CANARY_TOKENS)
+        self.ready = make(Gauge, series.ENGINE_READY, self._registry).labels(model_class)
+        self.fetch_bytes = make(Gauge, series.ENGINE_FETCH_BYTES, self._registry).labels(model_class)
+        self._restarts = make(Counter, series.ENGINE_RESTARTS, self._registry)
+        self._phase_seconds = make(Gauge, series.ENGINE_PHASE_SECONDS, self._registry)
+        self._canary_tokens = make(Counter, series.CANARY_TOKENS, self._registry)
         for reason in RESTART_REASONS:
             self._restarts.labels(model_class, reason)
         for phase in PHASES:
@@ -56,6 +50,3 @@ class Metrics:
     def render(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self._registry)
-
-    def _make(self, kind: type[MetricT], of: Series) -> MetricT:
-        return kind(of.name.removesuffix("_total"), of.help, of.labels, registry=self._registry)

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from serving.engine.metrics import CONTENT_TYPE
 from serving.engine.state import Phase
 from serving.engine.supervisor import Supervisor
+from serving.metrics import CONTENT_TYPE
 
 OPS_PORT = 8001
 

@@ -13,18 +13,16 @@ what had arrived; the journal is sealed; exit 0. (Before SIGTERM, Kubernetes' pr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import math
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 import uvicorn
 import uvloop
@@ -33,6 +31,7 @@ from serving.gateway.ops import build_ops_app
 from serving.gateway.service import Service
 from serving.metering.segment_writer import JournalUnavailable
 from serving.metering.segments import JournalLocked
+from serving.process import Server, configure_logs, refuse
 from serving.settings import GatewaySettings, SettingsError, load
 
 HTTP_PORT, OPS_PORT = 8080, 8081
@@ -45,14 +44,6 @@ log = structlog.get_logger()
 
 class Refusal(Exception):
     """The process cannot do its work as it was started; the message is for whoever started it."""
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to `serve`, since there are two servers and an order to stop them in."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(settings: GatewaySettings, service: Service, host: str) -> None:
@@ -108,7 +99,7 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
-def _server(app: Any, drain_s: float) -> _Server:
+def _server(app: Any, drain_s: float) -> Server:
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -122,7 +113,7 @@ def _server(app: Any, drain_s: float) -> _Server:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(drain_s),
     )
-    return _Server(config)
+    return Server(config)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -133,23 +124,6 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise Refusal(f"port {port} of {host} cannot be had: {error.strerror}") from error
     return bound
-
-
-def configure_logs() -> None:
-    """One JSON object a line on stdout."""
-    encoder = msgspec.json.Encoder(enc_hook=repr)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.JSONRenderer(serializer=lambda line, **_: encoder.encode(line)),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-        logger_factory=structlog.BytesLoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
 
 
 def main(env: Mapping[str, str] = os.environ) -> int:
@@ -166,15 +140,10 @@ def main(env: Mapping[str, str] = os.environ) -> int:
         )
         uvloop.run(serve(settings, service, env["FLOTILLA_POD_IP"]))
     except KeyError as error:
-        return _refuse(f"{error.args[0]} is not set")
+        return refuse("gateway", f"{error.args[0]} is not set")
     except (SettingsError, Refusal) as error:
-        return _refuse(str(error))
+        return refuse("gateway", str(error))
     return 0
-
-
-def _refuse(message: str) -> int:
-    print(f"gateway: {message}", file=sys.stderr)  # noqa: T201 (the process's one word to whoever starts it)
-    return 2
 
 
 if __name__ == "__main__":

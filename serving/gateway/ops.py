@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse
 
 from serving.gateway import http_errors
 from serving.gateway.admin import AdminParts, build_router
-from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.metrics import Metrics
+from serving.metrics import CONTENT_TYPE
 from serving.settings import GatewaySettings
 
 

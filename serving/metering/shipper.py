@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -28,6 +28,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from serving import series
 from serving.metering.recovery import Recovered
 from serving.metering.shipping import TAKE_OVER_AFTER_S, BackOff, Destination, Shipper
+from serving.metrics import CONTENT_TYPE, make
+from serving.process import Server, configure_logs, refuse
 from serving.settings import GatewaySettings, SettingsError, load
 from serving.target import aws_client
 
@@ -49,10 +51,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._segments = Counter(series.SEGMENTS.name, series.SEGMENTS.help, series.SEGMENTS.labels, registry=self.registry)
-        self._rows = Counter(series.LEDGER_ROWS.name, series.LEDGER_ROWS.help, series.LEDGER_ROWS.labels, registry=self.registry)
-        self.unshipped_bytes = Gauge(series.UNSHIPPED_BYTES.name, series.UNSHIPPED_BYTES.help, registry=self.registry)
-        self.oldest_unshipped = Gauge(series.OLDEST_UNSHIPPED.name, series.OLDEST_UNSHIPPED.help, registry=self.registry)
+        self._segments = make(Counter, series.SEGMENTS, self.registry)
+        self._rows = make(Counter, series.LEDGER_ROWS, self.registry)
+        self.unshipped_bytes = make(Gauge, series.UNSHIPPED_BYTES, self.registry)
+        self.oldest_unshipped = make(Gauge, series.OLDEST_UNSHIPPED, self.registry)
 
     def segment(self, result: str) -> None:
         """One attempt to ship a segment ended."""
@@ -136,16 +138,8 @@ def build_app(rounds: Rounds, metrics: Metrics) -> FastAPI:
 
     app.add_api_route("/livez", lambda: answer(rounds.is_alive), methods=["GET"])
     app.add_api_route("/readyz", lambda: answer(rounds.is_ready), methods=["GET"])
-    app.add_api_route("/metrics", lambda: Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4"))
+    app.add_api_route("/metrics", lambda: Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE))
     return app
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to `serve`: the probes and metrics go on answering while the last segments are shipped."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(rounds: Rounds, app: FastAPI, host: str, drain_s: float) -> None:
@@ -153,7 +147,7 @@ async def serve(rounds: Rounds, app: FastAPI, host: str, drain_s: float) -> None
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = _Server(uvicorn.Config(app, host=host, port=PORT, log_config=None, access_log=False, lifespan="off"))
+    server = Server(uvicorn.Config(app, host=host, port=PORT, log_config=None, access_log=False, lifespan="off"))
     serving = asyncio.create_task(server.serve())
     try:
         while not (stop.is_set() or serving.done()):
@@ -175,15 +169,15 @@ async def serve(rounds: Rounds, app: FastAPI, host: str, drain_s: float) -> None
 
 def main(env: Mapping[str, str] = os.environ) -> int:
     """Exit code of the process: 2 where its environment or settings do not fit."""
-    structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), _render])
+    configure_logs()
     try:
         settings = load(GatewaySettings, Path(env["FLOTILLA_SETTINGS_FILE"]))
         directory, host = Path(env["FLOTILLA_JOURNAL_DIR"]), env["FLOTILLA_POD_IP"]
         directory.mkdir(parents=True, exist_ok=True)
     except KeyError as error:
-        return _refuse(f"{error.args[0]} is not set")
+        return refuse("shipper", f"{error.args[0]} is not set")
     except (SettingsError, OSError) as error:
-        return _refuse(str(error))
+        return refuse("shipper", str(error))
     endpoint_url = env.get("AWS_ENDPOINT_URL", "")
     destination = Destination(
         aws_client("s3", settings.region, endpoint_url),  # type: ignore[arg-type]
@@ -196,14 +190,6 @@ def main(env: Mapping[str, str] = os.environ) -> int:
     rounds = Rounds(Shipper(directory, destination, settings.journal.retain_h * SECONDS_PER_HOUR, metrics), metrics, directory)
     asyncio.run(serve(rounds, build_app(rounds, metrics), host, settings.drain_s))
     return 0
-
-
-_render = structlog.processors.JSONRenderer()
-
-
-def _refuse(message: str) -> int:
-    print(f"shipper: {message}", file=sys.stderr)  # noqa: T201 (the process's one word to whoever starts it)
-    return 2
 
 
 if __name__ == "__main__":
