@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from serving.errors import UserError
+from serving.http_client import open_url
 from serving.settings import Tables
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 LOCAL = "local"
+REGION_TIMEOUT_S = 10.0
 
 
 class RegionTarget(msgspec.Struct, frozen=True):
@@ -117,7 +119,8 @@ def _deployed_target(environment: str) -> Target:
             f"environment {environment} needs {', '.join(missing)}", "set them, or leave out --env for the local region"
         )
     base_url, admin_url, admin_key = (os.environ[name] for name in names)
-    region = json.loads(_get(f"{admin_url}/admin/region", admin_key))
+    with open_url("GET", f"{admin_url.rstrip('/')}/admin/region", admin_key, timeout_s=REGION_TIMEOUT_S) as answer:
+        region = json.loads(answer.read())
     return Target(
         environment=environment,
         home_region=region["home_region"],
@@ -132,16 +135,3 @@ def _deployed_target(environment: str) -> Target:
             )
         },
     )
-
-
-def _get(url: str, admin_key: str) -> bytes:
-    from urllib.error import URLError
-    from urllib.request import Request, urlopen
-
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url} is not a web address", "FLOTILLA_ADMIN_URL must start with https://")
-    try:
-        with urlopen(Request(url, headers={"authorization": f"Bearer {admin_key}"}), timeout=10) as answer:  # noqa: S310 (scheme checked)
-            return bytes(answer.read())
-    except URLError as error:
-        raise UserError(f"{url} does not answer: {error.reason}", "check FLOTILLA_ADMIN_URL and the way to it") from error

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import msgspec
 
 from infra.embedded import state as files
 from infra.embedded.state import State
+from serving.http_client import ApiRefusal, open_url
 from serving.settings import GatewaySettings
 from serving.target import LOCAL, RegionTarget, Target
 
@@ -103,11 +102,10 @@ def _kept_key(state: State) -> str:
 
 def _is_accepted(target: Target, key: str) -> bool:
     _, region = target.region()
-    request = Request(f"{region.base_url}/models", headers={"authorization": f"Bearer {key}"})  # noqa: S310 (our own address)
     try:
-        with urlopen(request, timeout=10) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except HTTPError as error:
-        if error.code == 401:
+        with open_url("GET", f"{region.base_url}/models", key, timeout_s=10):
+            return True
+    except ApiRefusal as refusal:
+        if refusal.code == "invalid_api_key":
             return False
         raise

@@ -8,28 +8,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPResponse
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode
-from urllib.request import Request, urlopen
 
 from serving.errors import UserError
+from serving.http_client import ApiRefusal, open_url, refusal
 from serving.target import Target
 
 ADMIN_TIMEOUT_S = 15.0
 CHAT_TIMEOUT_S = 600.0
-_HINTS = {
-    "invalid_api_key": "make one with `flotilla keys create TENANT`",
-    "invalid_admin_key": "the admin key belongs to another environment, or FLOTILLA_ADMIN_KEY is wrong",
-    "engine_unavailable": "see `flotilla status` and `flotilla logs`; an engine takes a minute or two to start",
-    "model_not_ready": "publish a release with `flotilla release publish`",
-    "tenant_not_found": "`flotilla tenants list` shows those there are",
-    "key_not_found": "`flotilla keys list TENANT` shows those there are",
-    "model_not_found": "`flotilla tenants show TENANT` shows which models it may use",
-}
 
 
 @dataclass(frozen=True)
@@ -142,7 +131,7 @@ def chat(
     began_s, first_s = time.monotonic(), None
     finish_reason = ""
     counts: Mapping[str, Any] = {}
-    with _open("POST", f"{chosen.base_url}/chat/completions", target.api_key, body, CHAT_TIMEOUT_S) as answer:
+    with open_url("POST", f"{chosen.base_url}/chat/completions", target.api_key, body, timeout_s=CHAT_TIMEOUT_S) as answer:
         for event in _events(answer):
             counts = event.get("usage") or counts
             for choice in event["choices"]:
@@ -162,43 +151,11 @@ def chat(
     )
 
 
-class ApiRefusal(UserError):
-    """The API refused; `code` says why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message, _HINTS.get(code, ""))
-        self.code = code
-
-
 def _admin(target: Target, method: str, path: str, body: Any = None, *, region: str | None = None) -> dict[str, Any]:
     _, chosen = target.region(region)
-    with _open(method, f"{chosen.admin_url}/admin{path}", target.admin_key, body, ADMIN_TIMEOUT_S) as answer:
+    with open_url(method, f"{chosen.admin_url}/admin{path}", target.admin_key, body, timeout_s=ADMIN_TIMEOUT_S) as answer:
         document: dict[str, Any] = json.loads(answer.read())
         return document
-
-
-@contextmanager
-def _open(method: str, url: str, key: str, body: Any, timeout_s: float) -> Iterator[HTTPResponse]:
-    """An answer with a good status.
-
-    Raises:
-        UserError: there is none, or it breaks off while it is read.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url} is not a web address")
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    try:
-        with urlopen(Request(url, data=data, headers=headers, method=method), timeout=timeout_s) as answer:  # noqa: S310 (scheme checked)
-            yield answer
-    except HTTPError as error:
-        raise _refusal(error.read(), f"{url} answers {error.code}") from error
-    except URLError as error:
-        raise UserError(
-            f"{url} cannot be reached: {error.reason}", "see `flotilla status`; `flotilla up` starts a region"
-        ) from error
-    except (OSError, HTTPException) as error:
-        raise UserError(f"{url}: the answer broke off: {error}") from error
 
 
 def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
@@ -215,14 +172,6 @@ def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
             return
         event: dict[str, Any] = json.loads(content)
         if "error" in event:
-            raise _refusal(content, "the answer broke off")
+            raise refusal(content, "the answer broke off")
         yield event
     raise UserError("the answer broke off before its end", "ask again")
-
-
-def _refusal(body: bytes, otherwise: str) -> UserError:
-    try:
-        error = json.loads(body)["error"]
-        return ApiRefusal(error["code"], error["message"])
-    except (ValueError, KeyError, TypeError):
-        return UserError(otherwise)
