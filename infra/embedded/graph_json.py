@@ -8,12 +8,12 @@ same text.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from infra.embedded import state as files
 from infra.embedded.graph import HIDDEN, Graph, Options, Resource, Secret
 from serving.errors import UserError
 
@@ -88,10 +88,8 @@ def load_graph(state_dir: Path, stack: str) -> Graph | None:
 def save_graph(state_dir: Path, graph: Graph) -> None:
     """Keeps `graph` as what has come up; the file is whole or the old one stays."""
     path = graph_path(state_dir, graph.stack)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(encode(graph))
-    Path(file.name).replace(path)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write(path, encode(graph).encode())
 
 
 def _resource(resource: Resource) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import structlog
 
-from policies.health import RestartLimits
+from policies.health import HealthLimits, RestartLimits
 from serving.engine.metrics import Metrics
 from serving.engine.source import Obtained
 
@@ -46,7 +46,7 @@ class Cadence:
     """From not ready until gateways have noticed: they look every 0.2 s, and name servers are slower."""
     stop_grace_s: float = 10.0
     """From asking the engine to end until its group is killed."""
-    suspect_after_s: float = 10.0
+    suspect_after_s: float = HealthLimits.suspect_after_s
     """An idle engine with a connection open this long, and no step, is asked a canary prompt."""
     restarts: RestartLimits = field(default_factory=RestartLimits)
 
