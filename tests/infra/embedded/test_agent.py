@@ -39,11 +39,13 @@ async def test_a_pod_is_ready_only_while_its_readiness_probe_succeeds(agent: Run
 
 
 async def test_liveness_failure_restarts_the_container_through_its_grace(agent: RunningAgent) -> None:
-    agent.want(workload(child(env=WEB, liveness=http("/never", initial_delay_s=0.3))))
+    is_up = http("/echo-env", failure_threshold=200)
+    agent.want(workload(child(env=WEB, startup=is_up, liveness=http("/never"))))
     await agent.until(lambda: any(pod.restarts >= 1 for pod in agent.pods().values()), "restarted")
     (pod,) = agent.pods().values()
-    previous = (agent.state.logs / f"us-east-2.serving.{pod.name}.main.log.previous").read_text()
-    assert previous.splitlines()[-2:] == ["term", "drained"]
+    previous = agent.state.logs / f"us-east-2.serving.{pod.name}.main.log.previous"
+    await agent.until(previous.exists, "the log of the run before is set aside as the next one starts")
+    assert previous.read_text().splitlines()[-2:] == ["term", "drained"]
 
 
 async def test_liveness_waits_for_the_startup_probe(agent: RunningAgent) -> None:
