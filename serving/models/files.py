@@ -17,7 +17,6 @@ ALLOWED_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".jinja", ".model
 """Weights as safetensors, tokenizers and settings as data. Pickles (`.bin`, `.pt`, `.pkl`) and `.py` run code when loaded."""
 
 MAX_PATH_CHARS = 255
-HASH_CHUNK_BYTES = 1024 * 1024
 
 
 class ReleaseFileError(Exception):
