@@ -51,15 +51,18 @@ async def test_an_engine_that_fails_before_its_first_token_is_replaced_unnoticed
     broken, sound = gateway.engines
     broken.behaviour = behaviour
     sound.behaviour = Behaviour(tokens=["a", "b"])
-    for _ in range(8):  # ties are broken at random: the broken one is met soon
+    num_sent = num_after = 0
+    while num_after < 4:  # ties are broken at random: when the broken one is met is chance, that it is left alone then is not
         async with gateway.post(body=chat_body(stream=is_streamed)) as answer:
             assert answer.status == 200
             await answer.read()
+        num_sent += 1
+        num_after += bool(broken.asked)
     assert len(broken.asked) == 1, "it is passed over for a while"
-    assert len(sound.asked) == 8
-    assert [closed.outcome for closed in gateway.journal.closed] == [Outcome.FINISHED] * 8
-    assert sum(closed.output_tokens for closed in gateway.journal.closed) == 16, "the failed attempt is not billed"
-    assert sorted(closed.attempts for closed in gateway.journal.closed) == [1] * 7 + [2]
+    assert len(sound.asked) == num_sent
+    assert [closed.outcome for closed in gateway.journal.closed] == [Outcome.FINISHED] * num_sent
+    assert sum(closed.output_tokens for closed in gateway.journal.closed) == 2 * num_sent, "the failed attempt is not billed"
+    assert sorted(closed.attempts for closed in gateway.journal.closed) == [1] * (num_sent - 1) + [2]
     assert gateway.metric('flotilla_retries_total{model="small"}') == 1
 
 
