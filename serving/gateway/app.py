@@ -6,11 +6,12 @@ answers are the same with or without the fast path; a test compares them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from serving.gateway import errors, http_errors
@@ -42,8 +43,14 @@ _ERROR_SCHEMA = {
 }
 
 
-def build_app(pipeline: Pipeline, authenticator: Authenticator, models: Models, releases: ReleaseBook) -> FastPath:
-    """The public API as one ASGI application."""
+def build_app(
+    pipeline: Pipeline,
+    authenticator: Authenticator,
+    models: Models,
+    releases: ReleaseBook,
+    unready: Callable[[], list[str]],
+) -> FastPath:
+    """The public API as one ASGI application; `unready` gives the reasons why no traffic should come, none when it should."""
     app = FastAPI(title="Flotilla", description="An OpenAI-compatible API.", version="1", redoc_url=None)
     http_errors.install(app)
     fast_path = FastPath(app, pipeline.run)
@@ -76,6 +83,11 @@ def build_app(pipeline: Pipeline, authenticator: Authenticator, models: Models, 
     @app.get("/v1/models/{name}", tags=["models"], summary="One model", responses=_failures(401, 404))
     async def show_model(name: str, request: Request) -> dict[str, Any]:
         return card(models.choose(name, await tenant(request)))
+
+    @app.get("/health", tags=["health"], summary="Whether traffic should come; needs no key")
+    async def health() -> JSONResponse:
+        reasons = unready()
+        return JSONResponse({"healthy": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
     async def generate() -> Response:
         return Exchanged()

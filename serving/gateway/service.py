@@ -158,7 +158,7 @@ class Service:
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
-        self.app = build_app(self._pipeline, authenticator, models, releases)
+        self.app = build_app(self._pipeline, authenticator, models, releases, self.unready)
         log.info("started", gateway=self._gateway, region=settings.region)
 
     async def stop(self) -> None:

@@ -381,6 +381,8 @@ class Gateway:
     limiter: Limiter
     key: str
     http: aiohttp.ClientSession
+    unready: list[str]
+    """Reasons for the gateway to want no traffic."""
     clients: list[openai.AsyncOpenAI] = field(default_factory=list)
 
     @property
@@ -446,7 +448,8 @@ async def running_gateway(
         journal=journal,
         metrics=metrics,
     )
-    fast_path = build_app(pipeline, authenticator, models_, releases)
+    unready: list[str] = []
+    fast_path = build_app(pipeline, authenticator, models_, releases, lambda: unready)
     engines = [FakeEngine() for _ in range(num_engines)]
     for engine in engines:
         await engine.start()
@@ -472,6 +475,7 @@ async def running_gateway(
         limiter,
         key_book.add(Tenant("acme")),
         http,
+        unready,
     )
     try:
         yield gateway
