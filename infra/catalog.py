@@ -7,15 +7,17 @@ sized by; an *environment* maps classes to models and says which regions exist. 
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 from itertools import combinations
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from infra.instances import GPU_MEMORY_GIB, INSTANCE_SHAPES, MAX_GPUS_PER_NODE, GpuKind
 from infra.naming import Names
-from serving.settings import ModelClass, Price
+from serving.settings import RELEASE_FOLDER, ModelClass, Price
 
 GIB = 2**30
 
@@ -38,22 +40,19 @@ class Precision(StrEnum):
 WEIGHT_BYTES: Mapping[Precision, float] = {Precision.BFLOAT16: 2.0, Precision.FP8: 1.0, Precision.INT8: 1.0, Precision.INT4: 0.5}
 
 
-class GpuKind(StrEnum):
-    """A GPU as EC2 sells it: p4d carries 8 × A100-40G, p4de 8 × A100-80G."""
-
-    A100_40G = "a100-40g"
-    A100_80G = "a100-80g"
-
-
-GPU_MEMORY_GIB: Mapping[GpuKind, int] = {GpuKind.A100_40G: 40, GpuKind.A100_80G: 80}
-MAX_GPUS_PER_NODE = 8
-
-
 class Gpus(_Frozen):
     """The GPUs of one engine."""
 
     kind: GpuKind
     count: Annotated[int, Field(ge=1, le=MAX_GPUS_PER_NODE)]
+
+
+class LoraSlots(_Frozen):
+    """Room for customers' adapters in one engine."""
+
+    slots: Annotated[int, Field(ge=1, le=256)]
+    """vLLM's `--max-loras`: adapters in one batch; memory for each is taken at start."""
+    max_rank: Literal[8, 16, 32, 64, 128, 256]
 
 
 class Architecture(_Frozen):
@@ -65,10 +64,48 @@ class Architecture(_Frozen):
     """Key/value heads, not attention heads: grouped-query attention shares them, and the KV cache shrinks with them."""
     head_size: Annotated[int, Field(ge=16, le=512)]
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV cache of one token in 16 bits."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_size * 2
+
+
+class Draft(_Frozen):
+    """A small model of the same vocabulary; a release carries its files in `draft/`."""
+
+    model_name: Annotated[str, Field(min_length=1, max_length=96)]
+    architecture: Architecture
+
+
+class Speculation(_Frozen):
+    """Speculative decoding: tokens are proposed cheaply and the model verifies them in one pass, so the text stays its own.
+
+    A lone stream gets faster; a full batch has no idle compute to verify with and gets slower. So models ask for it, classes
+    do not by default.
+    """
+
+    num_tokens: Annotated[int, Field(ge=1, le=16)]
+    """Proposed at a time."""
+    draft: Draft | None = None
+    """Proposes them; None looks them up in the prompt (n-grams), which costs no memory and helps where answers quote."""
+
+    def engine_argument(self) -> str:
+        """vLLM's `--speculative-config`; the supervisor puts the release's folder for `{release}`."""
+        if self.draft:
+            how: dict[str, EngineArgument] = {"method": "draft_model", "model": f"{RELEASE_FOLDER}/draft"}
+        else:
+            how = {"method": "ngram", "prompt_lookup_max": self.num_tokens}
+        return json.dumps({**how, "num_speculative_tokens": self.num_tokens}, sort_keys=True, separators=(",", ":"))
+
 
 RESERVED_ARGUMENTS: Mapping[str, str] = {
     "max_model_len": "it follows from `context_window_tokens`",
     "tensor_parallel_size": "it is a key of the model itself",
+    "enable_lora": "it follows from `lora`",
+    "max_loras": "it follows from `lora.slots`",
+    "max_lora_rank": "it follows from `lora.max_rank`",
+    "speculative_config": "it follows from `speculation`",
+    "quantization": "it belongs to the release's manifest",
     "dtype": "it belongs to the release's manifest",
     "model": "the supervisor gives the verified release",
     "served_model_name": "the supervisor gives the class's name",
@@ -90,6 +127,9 @@ class Model(_Frozen):
     context_window_tokens: Annotated[int, Field(ge=256, le=1_048_576)]
     gpus: Gpus | None = None
     """None runs on CPUs."""
+    lora: LoraSlots | None = None
+    """Adapters that one engine keeps ready at once; None serves none."""
+    speculation: Speculation | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1, le=MAX_GPUS_PER_NODE)] = 1
     engine_args: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], EngineArgument] = {}
     """vLLM's own argument names with `_` for `-`; true and false are its `--x` and `--no-x`."""
@@ -101,19 +141,26 @@ class Model(_Frozen):
     @property
     def kv_bytes_per_token(self) -> int:
         """KV cache of one token: keys and values, of each layer and KV head, in 16 bits. 28/4/128 gives 57,344 (56 KiB)."""
-        shape = self.architecture
-        return 2 * shape.num_layers * shape.num_kv_heads * shape.head_size * 2
+        return self.architecture.kv_bytes_per_token
 
     @property
     def weights_gib(self) -> float:
         """Size of the weights at this precision."""
         return self.architecture.num_params * WEIGHT_BYTES[self.precision] / GIB
 
+    @property
+    def _draft(self) -> Architecture | None:
+        return self.speculation.draft.architecture if self.speculation and self.speculation.draft else None
+
     def engine_arguments(self) -> tuple[str, ...]:
         """The command line of the engine, sorted: `("--enforce-eager", "--max-model-len", "8192", …)`."""
         derived: dict[str, EngineArgument] = {"max_model_len": self.context_window_tokens}
         if self.gpus:
             derived["tensor_parallel_size"] = self.tensor_parallel_size
+        if self.lora:
+            derived |= {"enable_lora": True, "max_loras": self.lora.slots, "max_lora_rank": self.lora.max_rank}
+        if self.speculation:
+            derived["speculative_config"] = self.speculation.engine_argument()
         line: list[str] = []
         for name, value in sorted({**self.engine_args, **derived}.items()):
             flag = name.replace("_", "-")
@@ -141,11 +188,14 @@ class Model(_Frozen):
         """One prompt of the whole context window must fit beside the weights, or the engine refuses to start."""
         utilization = float(self.engine_args.get("gpu_memory_utilization", 0.92))
         usable_gib = gpus.count * GPU_MEMORY_GIB[gpus.kind] * utilization
-        kv_gib = self.kv_bytes_per_token * self.context_window_tokens / GIB
-        if self.weights_gib + kv_gib > usable_gib:
-            need_gib = self.weights_gib + kv_gib
+        draft = self._draft
+        weights_gib = self.weights_gib + (draft.num_params * WEIGHT_BYTES[Precision.BFLOAT16] / GIB if draft else 0)
+        kv_bytes_per_token = self.kv_bytes_per_token + (draft.kv_bytes_per_token if draft else 0)
+        kv_gib = kv_bytes_per_token * self.context_window_tokens / GIB
+        if weights_gib + kv_gib > usable_gib:
+            need_gib = weights_gib + kv_gib
             raise ValueError(
-                f"weights ({self.weights_gib:.1f} GiB) and KV of one full context ({kv_gib:.1f} GiB) need {need_gib:.1f} GiB;"
+                f"weights ({weights_gib:.1f} GiB) and KV of one full context ({kv_gib:.1f} GiB) need {need_gib:.1f} GiB;"
                 f" {gpus.count} × {gpus.kind} at {utilization:g}: {usable_gib:.1f}. Add GPUs or shorten `context_window_tokens`."
             )
 
@@ -159,6 +209,9 @@ class ClassFleet(_Frozen):
     """What the floors must carry with one region lost."""
 
 
+InstanceType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9]+$")]
+
+
 class Region(_Frozen):
     """A region of AWS."""
 
@@ -166,6 +219,8 @@ class Region(_Frozen):
     """Short form for names."""
     availability_zones: Annotated[tuple[str, ...], Field(min_length=3, max_length=3)]
     vpc_cidr: Annotated[ipaddress.IPv4Network, Field(description="/16, apart from every other region's")]
+    gpu_zones: dict[InstanceType, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    """Where AWS offers each GPU instance type. It differs by account too: `flotilla preflight` asks AWS."""
 
 
 class Environment(_Frozen):
@@ -239,6 +294,15 @@ class Catalog(_Frozen):
                 for zone in region.availability_zones
                 if not zone.startswith(name)
             ]
+            for instance_type, zones in region.gpu_zones.items():
+                key = f"regions.{name}.gpu_zones.{instance_type}"
+                if instance_type not in INSTANCE_SHAPES:
+                    faults.append(f"`{key}`: not a known GPU instance type; known are {', '.join(INSTANCE_SHAPES)}.")
+                faults += [
+                    f"`{key}` names {zone!r}, must be one of {', '.join(region.availability_zones)}."
+                    for zone in zones
+                    if zone not in region.availability_zones
+                ]
         return faults
 
     def names(self, environment: str) -> Names:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Generic
 
+from infra import rules
 from infra.catalog import Catalog, Environment, Model, Region
 from infra.documents import parse, raise_all, read_yaml
 from infra.errors import ConfigError
 from infra.naming import PROJECT, Names, StackName
-from infra.stack_config import HOST_IMAGE, LayerConfig, LayerT, ServingConfig
+from infra.rules import stack_file_name
+from infra.stack_config import ClusterConfig, LayerT, ServingConfig
 from serving.settings import ModelClass
 
 STACKS_DIR = Path(__file__).resolve().parents[1] / "stacks"
 CATALOG_NAME = "catalog.yaml"
-LOCAL = "local"
-"""The environment of one machine."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load(stack: StackName, model: type[LayerT], values: Mapping[str, Any], stack
         elsewhere = _unknown_place(stack, catalog)
         faults += elsewhere
         if config is not None and not elsewhere:
-            faults += _cross_faults(stack, catalog.environments[stack.environment], config)
+            faults += rules.faults_of(stack, catalog, config, _cluster_below(stack, config, stacks_dir), today())
     raise_all(faults)
     assert catalog is not None and config is not None
     return Program(stack, catalog, config)
@@ -99,11 +100,6 @@ def environment_of(catalog: Catalog, name: str) -> Environment:
     return catalog.environments[name]
 
 
-def stack_file_name(stack: StackName) -> str:
-    """The stack's file as errors show it."""
-    return f"stacks/Pulumi.{stack}.yaml"
-
-
 def read_stack_file(stack: StackName, stacks_dir: Path = STACKS_DIR) -> dict[str, Any]:
     """This project's values in the stack's file, without their namespace, as `pulumi up` would hand them to the program.
 
@@ -124,12 +120,29 @@ def read_stack_file(stack: StackName, stacks_dir: Path = STACKS_DIR) -> dict[str
     return values
 
 
+def today() -> date:
+    """The day on which rules about the calendar are asked; tests give another."""
+    return datetime.now(UTC).date()
+
+
 def project_values() -> dict[str, Any]:
     """This project's values as the engine that runs us gave them, without their namespace."""
     from pulumi.runtime import config as runtime_config
 
     given: Mapping[str, Any] = runtime_config.CONFIG.get() or runtime_config.get_config_env()
     return {key.removeprefix(f"{PROJECT}:"): value for key, value in given.items() if key.startswith(f"{PROJECT}:")}
+
+
+def _cluster_below(stack: StackName, config: LayerT, stacks_dir: Path) -> ClusterConfig | None:
+    """The stack file of the cluster that a serving stack runs on; None where it has faults of its own, which are told there."""
+    if not isinstance(config, ServingConfig):
+        return None
+    cluster = StackName(stack.environment, "cluster", stack.region)
+    try:
+        values = read_stack_file(cluster, stacks_dir)
+    except ConfigError:
+        return None
+    return parse(ClusterConfig, values, stack_file_name(cluster))[0]
 
 
 def _parse_catalog(stacks_dir: Path) -> tuple[Catalog | None, list[str]]:
@@ -156,28 +169,3 @@ def _unknown_place(stack: StackName, catalog: Catalog) -> list[str]:
     if stack.region and stack.region not in catalog.environments[name].regions:
         return [f"{shown}: `environments.{name}.regions` lacks {stack.region!r}. Add it, or correct the name."]
     return []
-
-
-def _cross_faults(stack: StackName, environment: Environment, config: LayerConfig) -> list[str]:
-    """Rules between the stack's file and the catalog."""
-    if not isinstance(config, ServingConfig):
-        return []
-    shown, name = f"{stack_file_name(stack)}: `{PROJECT}", stack.environment
-    faults = [
-        f"{shown}:engines.{model_class}` is missing; the catalog says that {name} serves it. Add it."
-        for model_class in sorted(environment.models.keys() - config.engines.keys())
-    ]
-    faults += [
-        f"{shown}:engines.{model_class}` is not served in {name}. Remove it, or add it to `environments.{name}.models`."
-        for model_class in sorted(config.engines.keys() - environment.models.keys())
-    ]
-    if name != LOCAL:
-        images = {"gateway": config.gateway.image, **{f"engines.{key}": engine.image for key, engine in config.engines.items()}}
-        faults += [
-            f"{shown}:{key}.image` is {image}, which only {LOCAL} can run. Give an image by its digest."
-            for key, image in sorted(images.items())
-            if image.startswith(HOST_IMAGE)
-        ]
-        if config.gateway.host_ports:
-            faults.append(f"{shown}:gateway.host_ports` opens ports of this machine, which only {LOCAL} may. Remove it.")
-    return faults

@@ -19,12 +19,25 @@ Layer = Literal["foundation", "cluster", "serving", "edge"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
 REGIONAL: tuple[Layer, ...] = ("cluster", "serving")
 
+LOCAL = "local"
+"""The environment of one machine."""
+
 NAMESPACE = "serving"
 """Where gateways and engines run."""
 GATEWAY = "gateway"
 """StatefulSet, Service and service account of the gateways."""
 ENGINE = "engine"
 """Service account of the engines; their Deployments and Services are `engine-<class>`."""
+
+MONITORING = "monitoring"
+"""Namespace of Prometheus and what it needs."""
+PROMETHEUS_URL = f"http://prometheus-operated.{MONITORING}.svc:9090"
+"""The Service that the Prometheus operator makes in a namespace with a Prometheus."""
+JOURNAL_STORAGE = f"{PROJECT}-journals"
+"""StorageClass of the gateways' journals."""
+
+CONTROL_PATH = "/controls"
+"""Where a gateway tells health checks whether another region has been evacuated: `/controls/<region>`."""
 
 _PART = re.compile(r"[a-z][a-z0-9-]*")
 

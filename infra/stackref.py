@@ -30,27 +30,56 @@ class RegionData(_Contract):
 
     artifact_bucket: str
     archive_bucket: str
+    body_bucket: str
+    """Conversations, replayed results and batch files; items in tables point to them."""
+    state_mirror_bucket: str
+    """What was last deployed, for a survivor who can reach neither Pulumi nor its backend."""
     kms_key_arn: str
+    image_repository: str
+    """Address of the registry's repository in this region, without tag or digest."""
+
+
+class AllTables(Tables):
+    """Names of every global table: the gateways' and those of features that keep state of their own."""
+
+    idempotency: str
+    failover: str
+    conversations: str
+    batches: str
 
 
 class FoundationOutputs(_Contract):
     """What survives a region."""
 
-    tables: Tables
+    tables: AllTables
     secrets: Secrets
     regions: dict[str, RegionData]
+    permissions_boundary_arn: str
+    """Every role that later stacks make carries it."""
+
+
+class KarpenterData(_Contract):
+    """What Karpenter's chart and its node classes need to know of AWS."""
+
+    node_role_name: str
+    interruption_queue: str
+    """Name of the queue that tells of spot notices, reclaims and failing hardware."""
 
 
 class ClusterOutputs(_Contract):
     """Where workloads of a region run."""
 
     cluster_name: str
+    cluster_endpoint: str
     kubeconfig: str
     """Addresses and a command that fetches a token; no credential."""
+    kubernetes_version: str
     vpc_id: str
     vpc_cidr: str
     private_subnet_ids: list[str]
+    public_subnet_ids: list[str]
     cluster_security_group_id: str
+    karpenter: KarpenterData
 
 
 class ServingOutputs(_Contract):
@@ -59,6 +88,12 @@ class ServingOutputs(_Contract):
     gateway_service: str
     gateway_port: int
     gateway_health_path: str
+    control_path: str
+    """Below it, a gateway says whether another region has been evacuated."""
+    load_balancer_arn: str
+    load_balancer_dns_name: str
+    load_balancer_zone_id: str
+    target_group_arn: str
 
 
 class EdgeOutputs(_Contract):

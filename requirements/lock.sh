@@ -9,3 +9,5 @@ compile uv.in -o uv.txt
 compile base.in -o base.txt
 compile dev.in -c base.txt -o dev.txt
 compile engine.in --override engine-overrides.txt -o engine.txt
+compile image-cpu.in -c engine.txt --override image-cpu-overrides.txt -o image-cpu.txt
+compile image-gpu.in -o image-gpu.txt

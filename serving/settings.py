@@ -11,6 +11,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+RELEASE_FOLDER = "{release}"
+"""Stands in an engine's arguments for the folder of its release, which nobody knows before it is fetched."""
+
 ModelClass = Literal["small", "medium", "large"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 

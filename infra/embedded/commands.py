@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from serving.errors import UserError
-from serving.target import LOCAL, state_dir
+from serving.target import state_dir
 
 StateOption = Annotated[Path | None, typer.Option("--state", help="State folder; FLOTILLA_STATE sets it for every command.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -106,22 +106,29 @@ def logs(
 
 def preview(
     stack: Annotated[str, typer.Argument(help="A stack, such as local.serving.us-east-2.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="Every stack of local.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every stack of every environment.")] = False,
+    against: Annotated[
+        str, typer.Option(metavar="GIT_REF", help="Compare with this commit's own program. [default: with the last `up`]")
+    ] = "",
+    refuse_replacements: Annotated[
+        bool, typer.Option("--refuse-replacements", help="Exit 1 if anything would be replaced, or a protected thing deleted.")
+    ] = False,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the program declares, and what would change against the last `up`. Needs no cloud and changes nothing."""
+    """Show what the program declares, what would change and what would be replaced. Needs no cloud and changes nothing."""
     if bool(stack) == everything:
         raise UserError("name a stack, or give --all", "for example `flotilla preview local.foundation`")
     from infra.embedded.preview import preview as make_preview
-    from infra.embedded.preview import render
-    from infra.embedded.recorder import environment_stacks
+    from infra.embedded.preview import preview_against, render
 
-    report = make_preview(environment_stacks(LOCAL) if everything else [stack], (state or state_dir()).absolute())
+    report = preview_against(stack, against) if against else make_preview(stack, (state or state_dir()).absolute())
     if as_json:
-        typer.echo(json.dumps(report.as_json()))
+        typer.echo(json.dumps(report.as_json(), ensure_ascii=False))
     else:
         Console(soft_wrap=True, highlight=False).print(render(report))
+    if refuse_replacements and report.has_replacements:
+        raise typer.Exit(1)
 
 
 def _require_linux() -> None:

@@ -18,7 +18,7 @@ from infra.components.workloads.gateway_fleet import HOST_PORTS
 from infra.embedded.desired import Action, Container, Mount, Probe, Service, Template, Volume, Workload
 from infra.embedded.folders import FIELDS
 from infra.embedded.graph import Graph, Resource, substitute
-from infra.stack_config import HOST_IMAGE
+from infra.stack_config.serving import HOST_IMAGE
 from serving.errors import UserError
 
 DEPLOYMENT, STATEFUL_SET = "kubernetes:apps/v1:Deployment", "kubernetes:apps/v1:StatefulSet"

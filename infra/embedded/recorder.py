@@ -42,6 +42,16 @@ def environment_stacks(environment: str, *, stacks_dir: Path = config.STACKS_DIR
     return [str(stack) for stack in stacks]
 
 
+def every_stack(*, stacks_dir: Path = config.STACKS_DIR) -> list[str]:
+    """Names of every stack of every environment of the catalog.
+
+    Raises:
+        ConfigError: the catalog cannot be read or does not fit.
+    """
+    environments = config.load_catalog(stacks_dir).environments
+    return [stack for environment in sorted(environments) for stack in environment_stacks(environment, stacks_dir=stacks_dir)]
+
+
 def record(
     stacks: Sequence[str],
     *,

@@ -72,11 +72,15 @@ def build(program: Program[ClusterConfig]) -> None:
         ClusterOutputs,
         {
             "cluster_name": cluster.cluster.name,
+            "cluster_endpoint": cluster.cluster.endpoint,
             "kubeconfig": cluster.kubeconfig,
+            "kubernetes_version": program.config.kubernetes_version,
             "vpc_id": network.vpc.id,
             "vpc_cidr": str(region.vpc_cidr),
             "private_subnet_ids": network.private_subnet_ids,
+            "public_subnet_ids": network.private_subnet_ids,
             "cluster_security_group_id": cluster.security_group_id,
+            "karpenter": {"node_role_name": "INTERIM", "interruption_queue": "INTERIM"},
         },
     )
 

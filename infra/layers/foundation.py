@@ -14,7 +14,7 @@ from infra.providers import aws_provider
 from infra.stack_config import FoundationConfig
 from infra.stackref import FoundationOutputs, export
 
-TABLES = ("registry", "tenants", "ledger")
+TABLES = ("registry", "tenants", "ledger", "idempotency", "failover", "conversations", "batches")
 SECRETS = {
     "key-pepper": "Keys the HMAC under which API keys are stored.",
     "cache-salt": "Keys the HMAC that gives each tenant its prefix-cache salt.",
@@ -71,9 +71,13 @@ def build(program: Program[FoundationConfig]) -> None:
                 region: {
                     "artifact_bucket": artifacts[region].bucket_name,
                     "archive_bucket": archives[region].bucket_name,
+                    "body_bucket": "INTERIM",
+                    "state_mirror_bucket": "INTERIM",
                     "kms_key_arn": key.arns[region],
+                    "image_repository": "INTERIM",
                 }
                 for region in environment.regions
             },
+            "permissions_boundary_arn": "INTERIM",
         },
     )

@@ -15,11 +15,14 @@ from infra.components.workloads.gateway_fleet import GatewayFleet, GatewayFleetA
 from infra.components.workloads.serving_namespace import ServingNamespace
 from infra.components.workloads.traffic_rules import TrafficRules
 from infra.config import Program
-from infra.naming import ENGINE, GATEWAY, NAMESPACE, StackName
+from infra.naming import CONTROL_PATH, ENGINE, GATEWAY, NAMESPACE, StackName
 from infra.providers import aws_provider, kubernetes_provider
 from infra.stack_config import ServingConfig
 from infra.stackref import ClusterOutputs, FoundationOutputs, ServingOutputs, export, read
-from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, ServedModel
+from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, ServedModel, Tables
+
+GATEWAY_STOP = timers.gateway_stop(0)
+ENGINE_STOP = timers.base_engine_stop(GATEWAY_STOP)
 
 
 def build(program: Program[ServingConfig]) -> None:
@@ -49,7 +52,13 @@ def build(program: Program[ServingConfig]) -> None:
     below = pulumi.ResourceOptions.merge(in_cluster, pulumi.ResourceOptions(depends_on=[namespace]))
     TrafficRules("traffic-rules", cluster.apply(lambda outputs: outputs.vpc_cidr), CACHE_PORT, stack, below)
     settings = pulumi.Output.all(foundation, cache.url).apply(lambda known: _gateway_settings(program, *known).model_dump_json())
-    GatewayFleet(GATEWAY, GatewayFleetArgs(program.config.gateway, settings, namespace.priority_classes[GATEWAY]), stack, below)
+    images = program.config.images
+    GatewayFleet(
+        GATEWAY,
+        GatewayFleetArgs(program.config.gateway, images.gateway, settings, namespace.priority_classes[GATEWAY], GATEWAY_STOP),
+        stack,
+        below,
+    )
     for model_class in sorted(program.config.engines):
         EngineFleet(
             engine_fleet.fleet_name(model_class),
@@ -57,8 +66,10 @@ def build(program: Program[ServingConfig]) -> None:
                 model_class=model_class,
                 model=program.model(model_class),
                 config=program.config.engines[model_class],
+                image=images.engine,
                 settings=foundation.apply(partial(_engine_settings, program, model_class)),
                 priority_class=namespace.priority_classes[ENGINE],
+                stop=ENGINE_STOP,
             ),
             stack,
             below,
@@ -69,6 +80,11 @@ def build(program: Program[ServingConfig]) -> None:
             "gateway_service": f"{GATEWAY}.{NAMESPACE}",
             "gateway_port": gateway_fleet.HTTP_PORT,
             "gateway_health_path": timers.READINESS.path,
+            "control_path": CONTROL_PATH,
+            "load_balancer_arn": "INTERIM",
+            "load_balancer_dns_name": "INTERIM",
+            "load_balancer_zone_id": "INTERIM",
+            "target_group_arn": "INTERIM",
         },
     )
 
@@ -80,7 +96,7 @@ def _gateway_settings(program: Program[ServingConfig], foundation: FoundationOut
         environment=program.stack.environment,
         region=region,
         home_region=environment.home_region,
-        tables=foundation.tables,
+        tables=Tables.model_validate(foundation.tables.model_dump(include=set(Tables.model_fields))),
         secrets=foundation.secrets,
         artifact_bucket=foundation.regions[region].artifact_bucket,
         archive_bucket=foundation.regions[region].archive_bucket,
@@ -88,7 +104,7 @@ def _gateway_settings(program: Program[ServingConfig], foundation: FoundationOut
         models=tuple(_served_model(program, model_class) for model_class in sorted(environment.models)),
         price_version=program.catalog.price_version,
         journal=JournalSettings(seal_after_s=program.config.gateway.usage_ships_after_s),
-        drain_s=timers.GATEWAY_STOP.drain_s,
+        drain_s=GATEWAY_STOP.drain_s,
     )
 
 
@@ -113,6 +129,6 @@ def _engine_settings(program: Program[ServingConfig], model_class: ModelClass, f
         model_class=model_class,
         registry_table=foundation.tables.registry,
         artifact_bucket=foundation.regions[program.stack.region].artifact_bucket,
-        drain_s=timers.ENGINE_STOP.drain_s,
+        drain_s=ENGINE_STOP.drain_s,
     )
     return settings.model_dump_json()

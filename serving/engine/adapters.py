@@ -16,6 +16,8 @@ from typing import Protocol
 
 import msgspec
 
+from serving.settings import RELEASE_FOLDER
+
 ENGINE_PORT = 8000
 
 
@@ -149,7 +151,8 @@ class VllmAdapter:
             for key in ("enable-prompt-tokens-details", "disable-uvicorn-access-log", "disable-fastapi-docs")
             if key not in pod_keys
         ]
-        return (sys.executable, *self.entry, *own_args, *fixed_args, *release_args, *launch.pod_args)
+        pod_args = [arg.replace(RELEASE_FOLDER, str(launch.model_folder)) for arg in launch.pod_args]
+        return (sys.executable, *self.entry, *own_args, *fixed_args, *release_args, *pod_args)
 
     def environment(self, inherited: Mapping[str, str], launch: Launch) -> dict[str, str]:
         """`inherited` without AWS credentials, which an engine has no use for, and with nothing that calls out or writes home.

@@ -11,7 +11,7 @@ import pulumi_aws as aws
 from infra import versions
 from infra.components.component import Component
 from infra.naming import StackName
-from infra.stack_config import CacheConfig
+from infra.stack_config.serving import CacheConfig
 
 PORT = 6379
 

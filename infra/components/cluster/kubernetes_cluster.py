@@ -15,7 +15,7 @@ import pulumi_aws as aws
 from infra import iam
 from infra.components.component import Component
 from infra.naming import StackName
-from infra.stack_config import SystemNodesConfig
+from infra.stack_config.cluster import CpuNodesConfig
 
 CONTROL_PLANE_LOGS = ("api", "audit", "authenticator", "controllerManager", "scheduler")
 ADMIN_POLICY = "arn:aws:eks::aws:cluster-access-policy/AmazonEKSClusterAdminPolicy"
@@ -34,7 +34,7 @@ class KubernetesClusterArgs:
     kms_key_arn: pulumi.Input[str]
     subnet_ids: Sequence[pulumi.Input[str]]
     admin_role_arns: Sequence[str]
-    system_nodes: SystemNodesConfig
+    system_nodes: CpuNodesConfig
 
 
 class KubernetesCluster(Component):

@@ -19,7 +19,8 @@ from infra.catalog import Model
 from infra.components.component import Component
 from infra.components.workloads import pods
 from infra.naming import ENGINE, StackName
-from infra.stack_config import EngineConfig
+from infra.stack_config.serving import EngineConfig
+from infra.timers import Stop
 from serving.settings import ModelClass
 
 HTTP_PORT, OPS_PORT = 8000, 8001
@@ -36,8 +37,10 @@ class EngineFleetArgs:
     model_class: ModelClass
     model: Model
     config: EngineConfig
+    image: pulumi.Input[str]
     settings: pulumi.Input[str]
     priority_class: str
+    stop: Stop
 
 
 class EngineFleet(Component):
@@ -100,7 +103,7 @@ class EngineFleet(Component):
             self._fleet,
             metadata=pods.metadata(self._fleet, self._labels),
             spec={
-                "replicas": self._args.config.replicas,
+                "replicas": self._args.config.min_replicas,
                 "selector": {"match_labels": pods.selector(self._fleet)},
                 "strategy": {"type": "RollingUpdate", "rolling_update": {"max_surge": 0, "max_unavailable": 1}},
                 "template": {
@@ -123,7 +126,7 @@ class EngineFleet(Component):
             "automount_service_account_token": False,
             "priority_class_name": self._args.priority_class,
             "security_context": pods.POD_SECURITY,
-            "termination_grace_period_seconds": timers.ENGINE_STOP.grace_s,
+            "termination_grace_period_seconds": self._args.stop.grace_s,
             "containers": [self._container()],
             "volumes": [
                 {"name": "settings", "config_map": {"name": f"{self._fleet}-settings"}},
@@ -144,7 +147,7 @@ class EngineFleet(Component):
         }
         return {
             "name": "engine",
-            "image": config.image,
+            "image": self._args.image,
             "command": ["python", "-m", "serving.engine"],
             "args": ["--", *model.engine_arguments()],
             "env": pods.environment(SETTINGS_FILE, variables),
@@ -152,7 +155,7 @@ class EngineFleet(Component):
                 {"name": "http", "container_port": HTTP_PORT, "protocol": "TCP"},
                 {"name": "ops", "container_port": OPS_PORT, "protocol": "TCP"},
             ],
-            "resources": pods.resources(config.resources, model.gpus.count if model.gpus else 0),
+            "resources": pods.resources(config.resources, pods.TMP_GIB + pods.LOGS_GIB, model.gpus.count if model.gpus else 0),
             "security_context": pods.CONTAINER_SECURITY,
             "startup_probe": pods.probe(timers.STARTUP, "ops"),
             "readiness_probe": pods.probe(timers.READINESS, "ops"),

@@ -1,5 +1,8 @@
 """The gateways of a region: a StatefulSet, because each ordinal owns a journal that must outlive its pod.
 
+A journal's volume lies in one zone, that of the ordinal's first start, and so does the ordinal from then on. So the spread over
+zones is a condition, not a wish: a first start that went wrong could not be mended. A lost zone does not count, and stops nobody.
+
 Two containers share that journal: the gateway appends usage before it answers, the shipper carries sealed segments to the
 archive. The claim is retained when pods or the set go away; it holds what has been acknowledged and not yet shipped.
 """
@@ -11,13 +14,16 @@ from dataclasses import dataclass
 import pulumi
 from pulumi_kubernetes.apps import v1 as apps
 from pulumi_kubernetes.core import v1 as core
-from pulumi_kubernetes.policy import v1 as policy
 
 from infra import timers
 from infra.components.component import Component
 from infra.components.workloads import pods
-from infra.naming import GATEWAY, PROJECT, StackName
-from infra.stack_config import GatewayConfig, Resources
+from infra.components.workloads.scaled_object import ScaledObjectArgs, Trigger, scaled_object
+from infra.naming import GATEWAY, JOURNAL_STORAGE, PROJECT, StackName
+from infra.scheduling import GATEWAY_POOL, HOST, POOL, ZONE, spread
+from infra.stack_config.serving import GatewayConfig, Resources
+from infra.timers import Stop
+from serving import series
 
 HTTP_PORT, OPS_PORT, SHIPPER_PORT = 8080, 8081, 8082
 SETTINGS_FILE = "gateway.json"
@@ -32,12 +38,19 @@ class GatewayFleetArgs:
     """`settings` is a GatewaySettings document as JSON."""
 
     config: GatewayConfig
+    image: pulumi.Input[str]
     settings: pulumi.Input[str]
     priority_class: str
+    stop: Stop
+
+    @property
+    def is_scaled(self) -> bool:
+        """KEDA decides how many; otherwise the number is fixed."""
+        return self.config.max_replicas is not None and self.config.max_replicas > self.config.replicas
 
 
 class GatewayFleet(Component):
-    """StatefulSet, settings, Service and disruption budget of the gateways."""
+    """StatefulSet, settings, Service, disruption budget and autoscaling of the gateways."""
 
     def __init__(self, name: str, args: GatewayFleetArgs, stack: StackName, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("workloads:GatewayFleet", name, stack, opts)
@@ -45,18 +58,10 @@ class GatewayFleet(Component):
         self._labels = pods.labels(stack, name, GATEWAY)
         settings = pods.settings_map(f"{GATEWAY}-settings", SETTINGS_FILE, args.settings, self._labels, self.child())
         self._create_service()
-        policy.PodDisruptionBudget(
-            GATEWAY,
-            metadata=pods.metadata(GATEWAY, self._labels),
-            spec={
-                "max_unavailable": 1,
-                "selector": {"match_labels": pods.selector(GATEWAY)},
-                # A pod that is not ready serves nobody, and must not hold up a node's drain.
-                "unhealthy_pod_eviction_policy": "AlwaysAllow",
-            },
-            opts=self.child(),
-        )
-        self._create_pods(settings)
+        pods.budget(GATEWAY, 1, self._labels, self.child())
+        workload = self._create_pods(settings)
+        if args.is_scaled:
+            scaled_object(self._scaling(), self._labels, self.child(depends_on=[workload]))
         self.register_outputs({})
 
     def _create_service(self) -> None:
@@ -76,19 +81,29 @@ class GatewayFleet(Component):
             opts=self.child(),
         )
 
-    def _create_pods(self, settings: core.ConfigMap) -> None:
+    def _scaling(self) -> ScaledObjectArgs:
         config = self._args.config
+        return ScaledObjectArgs(
+            target_kind="StatefulSet",
+            target=GATEWAY,
+            min_replicas=config.replicas,
+            max_replicas=config.max_replicas or config.replicas,
+            triggers=[Trigger("requests-in-flight", f"sum({series.IN_FLIGHT.name})", config.target_in_flight)],
+        )
+
+    def _create_pods(self, settings: core.ConfigMap) -> apps.StatefulSet:
+        config = self._args.config
+        fixed: dict[str, int] = {} if self._args.is_scaled else {"replicas": config.replicas}
         claim: core.PersistentVolumeClaimSpecArgsDict = {
             "access_modes": ["ReadWriteOnce"],
+            "storage_class_name": JOURNAL_STORAGE,
             "resources": {"requests": {"storage": f"{config.journal_gib}Gi"}},
         }
-        if config.storage_class:
-            claim["storage_class_name"] = config.storage_class
-        apps.StatefulSet(
+        return apps.StatefulSet(
             GATEWAY,
             metadata=pods.metadata(GATEWAY, self._labels),
             spec={
-                "replicas": config.replicas,
+                **fixed,
                 "selector": {"match_labels": pods.selector(GATEWAY)},
                 "pod_management_policy": "Parallel",
                 "persistent_volume_claim_retention_policy": {"when_deleted": "Retain", "when_scaled": "Retain"},
@@ -108,15 +123,11 @@ class GatewayFleet(Component):
             "automount_service_account_token": False,
             "priority_class_name": self._args.priority_class,
             "security_context": pods.POD_SECURITY,
-            "termination_grace_period_seconds": timers.GATEWAY_STOP.grace_s,
+            "termination_grace_period_seconds": self._args.stop.grace_s,
+            "node_selector": {POOL: GATEWAY_POOL},
             "topology_spread_constraints": [
-                {
-                    "max_skew": 1,
-                    "topology_key": key,
-                    "when_unsatisfiable": "ScheduleAnyway",
-                    "label_selector": {"match_labels": pods.selector(GATEWAY)},
-                }
-                for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+                spread(ZONE, pods.selector(GATEWAY), "DoNotSchedule"),
+                spread(HOST, pods.selector(GATEWAY), "ScheduleAnyway"),
             ],
             "containers": [
                 self._container("gateway", "serving.gateway", config.resources, {"http": HTTP_PORT, "ops": OPS_PORT}, "ops"),
@@ -126,28 +137,27 @@ class GatewayFleet(Component):
             ],
             "volumes": [
                 {"name": "settings", "config_map": {"name": f"{GATEWAY}-settings"}},
-                {"name": "tmp", "empty_dir": {}},
+                pods.scratch("tmp", pods.TMP_GIB),
             ],
         }
 
     def _container(self, name: str, module: str, given: Resources, ports: dict[str, int], probed: str) -> core.ContainerArgsDict:
-        container: core.ContainerArgsDict = {
+        return {
             "name": name,
-            "image": self._args.config.image,
+            "image": self._args.image,
             "command": ["python", "-m", module],
             "env": pods.environment(SETTINGS_FILE, {"FLOTILLA_JOURNAL_DIR": JOURNAL_DIR}),
             "ports": [{"name": port, "container_port": number, "protocol": "TCP"} for port, number in ports.items()],
-            "resources": pods.resources(given),
+            "resources": pods.resources(given, pods.TMP_GIB + pods.LOGS_GIB),
             "security_context": pods.CONTAINER_SECURITY,
             "startup_probe": pods.probe(timers.STARTUP, probed),
             "readiness_probe": pods.probe(timers.READINESS, probed),
             "liveness_probe": pods.probe(timers.LIVENESS, probed),
+            # The shipper too: it must not end before the gateway that writes what it ships.
+            "lifecycle": {"pre_stop": {"sleep": {"seconds": self._args.stop.pre_stop_s}}},
             "volume_mounts": [
                 {"name": "settings", "mount_path": pods.SETTINGS_DIR, "read_only": True},
                 {"name": "journal", "mount_path": STATE_DIR},
                 {"name": "tmp", "mount_path": pods.TMP},
             ],
         }
-        if name == GATEWAY:
-            container["lifecycle"] = {"pre_stop": {"sleep": {"seconds": timers.GATEWAY_STOP.pre_stop_s}}}
-        return container

@@ -12,13 +12,18 @@ from collections.abc import Mapping
 import pulumi
 from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
+from pulumi_kubernetes.policy import v1 as policy
 
 from infra import timers
 from infra.naming import NAMESPACE, PROJECT, StackName
-from infra.stack_config import Resources
+from infra.scheduling import GPU_RESOURCE
+from infra.stack_config.serving import Resources
 
 USER_ID = 10001
 TMP = "/tmp"  # noqa: S108 (the pod's own)
+TMP_GIB = 4
+LOGS_GIB = 1
+"""What the kubelet keeps of a container's output; it counts as the pod's."""
 SETTINGS_DIR = "/etc/flotilla"
 DIGEST = f"{PROJECT}.dev/settings-digest"
 """Annotation of a pod template; a change of settings changes it, and so rolls the workload."""
@@ -83,10 +88,35 @@ def environment(settings_file: str, variables: Mapping[str, str]) -> list[core.E
     return listed
 
 
-def resources(given: Resources, num_gpus: int = 0) -> core.ResourceRequirementsArgsDict:
-    """Requests and limits of a container."""
-    gpus = {"nvidia.com/gpu": str(num_gpus)} if num_gpus else {}
-    return {"requests": {"cpu": given.cpu, "memory": given.memory, **gpus}, "limits": {"memory": given.memory, **gpus}}
+def resources(given: Resources, disk_gib: int, num_gpus: int = 0) -> core.ResourceRequirementsArgsDict:
+    """Requests and limits of a container. `disk_gib` is what it may write to its node: scratch volumes and logs. Without a request
+    a pod lands on a full disk; without a limit it fills its neighbours'."""
+    alike = {"memory": given.memory, "ephemeral-storage": f"{disk_gib}Gi"}
+    if num_gpus:
+        alike[GPU_RESOURCE] = str(num_gpus)
+    return {"requests": {"cpu": given.cpu, **alike}, "limits": alike}
+
+
+def scratch(name: str, size_gib: int) -> core.VolumeArgsDict:
+    """A folder of the node's disk that goes with the pod; a pod that writes more is evicted."""
+    return {"name": name, "empty_dir": {"size_limit": f"{size_gib}Gi"}}
+
+
+def budget(
+    name: str, max_unavailable: int | str, object_labels: Mapping[str, str], opts: pulumi.ResourceOptions
+) -> policy.PodDisruptionBudget:
+    """How many pods of the workload called `name` a drain may take away at once. A pod that is not ready serves nobody, and must not
+    hold up a node's drain."""
+    return policy.PodDisruptionBudget(
+        name,
+        metadata=metadata(name, object_labels),
+        spec={
+            "max_unavailable": max_unavailable,
+            "selector": {"match_labels": selector(name)},
+            "unhealthy_pod_eviction_policy": "AlwaysAllow",
+        },
+        opts=opts,
+    )
 
 
 def probe(of: timers.Probe, port: str) -> core.ProbeArgsDict:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
 
 from infra import config
+from infra.embedded.graph import Graph
 from infra.embedded.recorder import environment_stacks, record
 from infra.errors import ConfigError
 from infra.naming import StackName, parse_stack
-from infra.stack_config import FoundationConfig, ServingConfig
+from infra.stack_config import ClusterConfig, FoundationConfig, ServingConfig
 from serving.errors import UserError
 
 SERVING = "local.serving.us-east-2"
@@ -40,6 +42,17 @@ CATALOG_FAULTS = [
     ("us-west-2c]", "us-east-2c]", "`regions.us-west-2.availability_zones` names 'us-east-2c', must lie in us-west-2"),
     ("home_region: us-east-2", "home_region: mars", "`environments.local.home_region` is 'mars', must be one of"),
     ("regions: [us-east-2, us-west-2]", "regions: [us-east-2, mars]", "`environments.local.regions` names 'mars'"),
+    (
+        "p4de.24xlarge: [us-west-2a,",
+        "p4de.24xlarge: [us-east-2a,",
+        "`regions.us-west-2.gpu_zones.p4de.24xlarge` names 'us-east-2a'",
+    ),
+    (
+        "p4d.24xlarge: [us-west-2a",
+        "p9.24xlarge: [us-west-2a",
+        "`regions.us-west-2.gpu_zones.p9.24xlarge`: not a known GPU instance type",
+    ),
+    ("lora: {slots: 8, max_rank: 32}", "lora: {slots: 8, max_rank: 33}", "`models.qwen2.5-7b-instruct.lora.max_rank` is 33"),
     ("small: smollm2-135m-instruct", "small: gpt", "`environments.local.models.small` is 'gpt', must be one of"),
     ("small: smollm2-135m-instruct", "tiny: smollm2-135m-instruct", "`environments.local.models.tiny` is 'tiny'"),
     ("tensor_parallel_size: 2", "tensor_parallel_size: 1", "must equal `gpus.count` (2)"),
@@ -56,7 +69,18 @@ STACK_FILE_FAULTS = [
     ("replicas: 1", "replicas: none", "`flotilla:gateway.replicas` is 'none': "),
     ("http: 8080", "http: 80", "`flotilla:gateway.host_ports.http` is 80: "),
     ("journal_gib", "jurnal_gib", "`flotilla:gateway.jurnal_gib` is not a known key. Did you mean `journal_gib`?"),
-    ("image: host:.venv\n", "image: flotilla:latest\n", "`flotilla:gateway.image` is 'flotilla:latest'"),
+    ("gateway: host:.venv\n", "gateway: flotilla:latest\n", "`flotilla:images.gateway` is 'flotilla:latest'"),
+    (
+        "warm_spares: 0",
+        "warm_spares: 2",
+        "`flotilla:engines.small`: `max_replicas` is 1, must be at least floor and warm spares (3)",
+    ),
+    (
+        "{on_demand: 1}",
+        "{on_demand: 0}",
+        "`flotilla:engines.small`: `floor` and `warm_spares` are 0, must be at least 1 together",
+    ),
+    ("max_replicas: 1", "max_replicas: 2", "`max_replicas` is 2, must be at most 1 with a claim as model cache"),
     ("engine: valkey", "engine: memcached", "`flotilla:cache.engine` is 'memcached': input should be 'valkey' or 'redis'"),
     ("flotilla:cache:", "cache:", "`cache` is not a known key. Ours begin with `flotilla:`"),
     ("flotilla:cache:", "flotilla:cash:", "`flotilla:cash` is not a known key. Did you mean `cache`?"),
@@ -84,7 +108,7 @@ def test_a_wrong_value_in_a_stack_file_is_told_by_key_and_value(stacks_dir: Path
 def test_every_fault_of_every_stack_is_told_at_once(stacks_dir: Path) -> None:
     edit(stacks_dir / "catalog.yaml", "context_window_tokens: 8192", "context_window_tokens: 12")
     edit(stacks_dir / "catalog.yaml", "committed_req_per_min: 7000", "committed_req_per_min: -1")
-    edit(stacks_dir / f"Pulumi.{SERVING}.yaml", "replicas: 1", "replicas: 0.5")
+    edit(stacks_dir / f"Pulumi.{SERVING}.yaml", "    replicas: 1", "    replicas: 0.5")
     edit(stacks_dir / "Pulumi.local.cluster.us-east-2.yaml", "max_size: 9", "max_size: 2")
     edit(
         stacks_dir / "Pulumi.local.foundation.yaml",
@@ -96,12 +120,11 @@ def test_every_fault_of_every_stack_is_told_at_once(stacks_dir: Path) -> None:
         "context_window_tokens",
         "committed_req_per_min",
         "gateway.replicas",
-        "engines.small.replicas",
         "`min_size` is 3, must be at most `max_size` (2)",
         "noncurrent_version_days",
     ):
         assert sum(told in fault for fault in faults) == 1, (told, faults)
-    assert len(faults) == 6
+    assert len(faults) == 5
 
 
 def test_a_model_that_cannot_fit_its_gpus_is_refused_with_the_arithmetic(stacks_dir: Path) -> None:
@@ -144,7 +167,7 @@ def test_what_cannot_be_read_is_one_clear_line(stacks_dir: Path) -> None:
         ("local.serving", "layer serving needs a region"),
         ("local.edge.us-east-2", "layer edge spans regions and takes none"),
         ("Local.edge", "lower-case"),
-        ("mars.edge", "no environment 'mars'; it has local"),
+        ("mars.edge", "no environment 'mars'; it has local, staging, prod"),
         ("local.serving.eu-west-1", "no such stack; local has"),
     ],
 )
@@ -173,17 +196,98 @@ def test_the_engines_text_and_the_files_own_values_fit_alike() -> None:
 
 
 def test_what_runs_only_on_this_machine_is_refused_elsewhere(stacks_dir: Path) -> None:
-    edit(stacks_dir / "catalog.yaml", "  local:\n", "  prod:\n")
+    edit(stacks_dir / "catalog.yaml", "  local:\n", "  lab:\n")
     path = stacks_dir / "Pulumi.local.serving.us-east-2.yaml"
-    path.rename(stacks_dir / "Pulumi.prod.serving.us-east-2.yaml")
-    stack = StackName("prod", "serving", "us-east-2")
+    path.rename(stacks_dir / "Pulumi.lab.serving.us-east-2.yaml")
+    stack = StackName("lab", "serving", "us-east-2")
     with pytest.raises(ConfigError) as caught:
         config.load(stack, ServingConfig, config.read_stack_file(stack, stacks_dir), stacks_dir)
     keys = [fault.split("`")[1] for fault in caught.value.message.splitlines()]
-    assert keys == ["flotilla:engines.small.image", "flotilla:gateway.image", "flotilla:gateway.host_ports"]
+    assert keys == ["flotilla:images.gateway", "flotilla:images.engine", "flotilla:gateway.host_ports"]
 
 
-def test_no_stack_lets_the_engine_make_default_providers() -> None:
-    for stack in environment_stacks("local"):
+PROD_CLUSTER, PROD_SERVING = "prod.cluster.us-east-2", "prod.serving.us-east-2"
+CAPACITY_FAULTS = [
+    # (file, old, new, the line that tells of it)
+    (
+        # 21 + 2 × 14 = 49 GPUs on 3 zones × 2 nodes × 8.
+        PROD_SERVING, "floor: {reserved: 20, on_demand: 5}", "floor: {reserved: 21, on_demand: 5}",
+        f"stacks/Pulumi.{PROD_SERVING}.yaml: `flotilla:engines`: floor.reserved of medium and small needs 49 × a100-40g reserved,"
+        f" and there are 48. Lower it, or raise `reserved_pools` of stacks/Pulumi.{PROD_CLUSTER}.yaml.",
+    ),
+    (
+        # (60 - 20) + 2 × (33 - 14) = 78 GPUs on 9 nodes × 8.
+        PROD_SERVING, "max_replicas: 30", "max_replicas: 33",
+        f"stacks/Pulumi.{PROD_SERVING}.yaml: `flotilla:engines`: max_replicas of medium and small needs 78 × a100-40g on-demand,"
+        " and there are 72. Lower it, or raise `pools.on_demand`.",
+    ),
+    (
+        # 8 × 5 = 40 GPUs on 4 nodes × 8.
+        PROD_SERVING, "overflow_max_replicas: 4", "overflow_max_replicas: 5",
+        f"stacks/Pulumi.{PROD_SERVING}.yaml: `flotilla:engines`: overflow_max_replicas and batch_max_replicas of large needs"
+        " 40 × a100-80g spot, and there are 32. Lower it, or raise `pools.spot`.",
+    ),
+    (
+        PROD_SERVING, "p4d: {instance_type: p4d.24xlarge, max_nodes: 9}", "p4d: {instance_type: p3.16xlarge, max_nodes: 9}",
+        f"stacks/Pulumi.{PROD_SERVING}.yaml: `flotilla:pools.on_demand.p4d`: `instance_type` is 'p3.16xlarge', must be one of"
+        " p4d.24xlarge, p4de.24xlarge, g6.2xlarge.",
+    ),
+    (
+        PROD_CLUSTER, "zone: us-east-2b, nodes: 5", "zone: us-east-2c, nodes: 5",
+        f"stacks/Pulumi.{PROD_CLUSTER}.yaml: `flotilla:reserved_pools.p4de-b.zone` is 'us-east-2c', must be one of us-east-2a,"
+        " us-east-2b: the catalog's `regions.us-east-2.gpu_zones` offers p4de.24xlarge there alone.",
+    ),
+    (
+        "catalog", "      p4de.24xlarge: [us-east-2a, us-east-2b]\n", "",
+        f"stacks/Pulumi.{PROD_SERVING}.yaml: `flotilla:pools.spot.p4de.instance_type` is p4de.24xlarge, which us-east-2 does not"
+        " offer. It has p4d.24xlarge, g6.2xlarge; if AWS says otherwise, add it to `regions.us-east-2.gpu_zones`.",
+    ),
+    (
+        PROD_CLUSTER, "flotilla:cluster_access: in-vpc-runner", "flotilla:cluster_access: [10.0.0.0/33]",
+        f"stacks/Pulumi.{PROD_CLUSTER}.yaml: `flotilla:cluster_access",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stack", "old", "new", "told"), CAPACITY_FAULTS)
+def test_what_no_node_could_carry_is_refused_with_the_arithmetic(
+    stacks_dir: Path, stack: str, old: str, new: str, told: str
+) -> None:
+    edit(stacks_dir / ("catalog.yaml" if stack == "catalog" else f"Pulumi.{stack}.yaml"), old, new)
+    faults = faults_of(stacks_dir, PROD_CLUSTER, PROD_SERVING)
+    assert any(fault.startswith(told) for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("version", "day", "is_refused"),
+    [
+        # 1.35 is supported until 27 March 2027; people get 60 days.
+        ("1.35", date(2027, 1, 26), False),
+        ("1.35", date(2027, 1, 27), True),
+        ("1.35", date(2027, 6, 1), True),
+        ("1.36", date(2027, 1, 27), False),
+    ],
+)
+def test_a_cluster_near_the_end_of_its_support_is_refused(
+    stacks_dir: Path, monkeypatch: pytest.MonkeyPatch, version: str, day: date, is_refused: bool
+) -> None:
+    monkeypatch.setattr(config, "today", lambda: day)
+    stack = parse_stack(PROD_CLUSTER)
+    values = {**config.read_stack_file(stack), "kubernetes_version": version}
+    if not is_refused:
+        config.load(stack, ClusterConfig, values)
+        return
+    with pytest.raises(ConfigError, match=r"`flotilla:kubernetes_version` is 1\.35, which EKS supports until 27 March 2027"):
+        config.load(stack, ClusterConfig, values)
+
+
+def test_the_end_of_support_stops_nobodys_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "today", lambda: date(2035, 1, 1))
+    stack = parse_stack("local.cluster.us-east-2")
+    config.load(stack, ClusterConfig, config.read_stack_file(stack))
+
+
+def test_no_stack_lets_the_engine_make_default_providers(graphs: dict[str, Graph]) -> None:
+    for stack in graphs:
         document = yaml.safe_load((config.STACKS_DIR / f"Pulumi.{stack}.yaml").read_text())
         assert document["config"]["pulumi:disable-default-providers"] == ["aws", "kubernetes"], stack

@@ -12,6 +12,7 @@ import pulumi_aws as aws
 import pytest
 from pulumi import _types
 
+from infra.config import load_catalog
 from infra.embedded.computed import PROVIDERS, class_of
 from infra.embedded.graph import Graph, Options, Resource
 from infra.embedded.graph_json import encode, hidden
@@ -101,52 +102,54 @@ RULES: dict[str, tuple[Rule, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_stack_keeps_the_rule(name: str, local_graphs: dict[str, Graph]) -> None:
+def test_every_stack_keeps_the_rule(name: str, graphs: dict[str, Graph]) -> None:
     rule = RULES[name][0]
-    assert {stack: rule(graph) for stack, graph in local_graphs.items()} == {stack: [] for stack in local_graphs}
+    assert {stack: rule(graph) for stack, graph in graphs.items()} == {stack: [] for stack in graphs}
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_rule_fails_where_it_is_broken(name: str, local_graphs: dict[str, Graph]) -> None:
+def test_the_rule_fails_where_it_is_broken(name: str, graphs: dict[str, Graph]) -> None:
     """A rule that cannot fail checks nothing."""
     rule, broken_type, broken = RULES[name]
-    victim = next(resource for graph in local_graphs.values() for resource in graph.of_type(broken_type))
+    victim = next(resource for graph in graphs.values() for resource in graph.of_type(broken_type))
     stack = victim.urn.split("::")[0].rpartition(":")[2]
-    graph = local_graphs[stack]
+    graph = graphs[stack]
     resources = tuple(replace(resource, **broken) if resource is victim else resource for resource in graph.resources)
     assert rule(replace(graph, resources=resources)) == [broken.get("name", victim.name)]
 
 
-def test_there_is_enough_to_check(local_graphs: dict[str, Graph]) -> None:
-    sizes = {stack: sum(1 for _ in real(graph)) for stack, graph in local_graphs.items()}
-    assert all(size >= 5 for size in sizes.values()) and sum(sizes.values()) > 200, sizes
-    protected = sum(1 for graph in local_graphs.values() for _ in graph.of_type(*PROTECTED_TYPES))
-    assert protected == 4 + 2 + 3 + 6 + 2 + 1 + 2, "buckets, keys, tables, secrets with their values, clusters, zone, namespaces"
-
-
-def test_two_recordings_are_identical(local_graphs: dict[str, Graph]) -> None:
-    again = record(environment_stacks("local"))
-    assert again == local_graphs
-    assert {stack: encode(graph) for stack, graph in again.items()} == {
-        stack: encode(graph) for stack, graph in local_graphs.items()
+def test_there_is_enough_to_check(graphs: dict[str, Graph]) -> None:
+    sizes = {stack: sum(1 for _ in real(graph)) for stack, graph in graphs.items()}
+    assert all(size >= 5 for size in sizes.values()) and sum(sizes.values()) > 600, sizes
+    protected = {
+        environment: sum(1 for stack in environment_stacks(environment) for _ in graphs[stack].of_type(*PROTECTED_TYPES))
+        for environment in load_catalog().environments
     }
+    assert min(protected.values()) > 20, protected
 
 
-def test_regions_are_copies_of_each_other(local_graphs: dict[str, Graph]) -> None:
+def test_two_recordings_are_identical(graphs: dict[str, Graph]) -> None:
+    again = record(list(graphs))
+    assert again == graphs
+    assert {stack: encode(graph) for stack, graph in again.items()} == {stack: encode(graph) for stack, graph in graphs.items()}
+
+
+def test_regions_are_copies_of_each_other(graphs: dict[str, Graph]) -> None:
     def shape(stack: str) -> list[tuple[str, str]]:
-        return [(resource.type, resource.name) for resource in local_graphs[stack].resources]
+        return [(resource.type, resource.name) for resource in graphs[stack].resources]
 
-    for layer in ("cluster", "serving"):
-        assert shape(f"local.{layer}.us-east-2") == shape(f"local.{layer}.us-west-2")
+    for environment in ("local", "prod"):
+        for layer in ("cluster", "serving"):
+            assert shape(f"{environment}.{layer}.us-east-2") == shape(f"{environment}.{layer}.us-west-2")
 
 
-def test_providers_speak_to_their_own_region_and_refuse_other_accounts(local_graphs: dict[str, Graph]) -> None:
-    for stack, graph in local_graphs.items():
+def test_providers_speak_to_their_own_region_and_refuse_other_accounts(graphs: dict[str, Graph]) -> None:
+    for stack, graph in graphs.items():
         regions = [resource.inputs["region"] for resource in graph.of_type("pulumi:providers:aws")]
         wanted = parse_stack(stack).region
         assert regions == [wanted] if wanted else regions
         accounts = {resource.inputs["allowedAccountIds"] for resource in graph.of_type("pulumi:providers:aws")}
-        assert accounts == {'["000000000000"]'}
+        assert accounts == {f'["{load_catalog().environments[parse_stack(stack).environment].account_id}"]'}
 
 
 class _InsideApply(Exception):
@@ -179,8 +182,8 @@ def refuse_resources_inside_apply(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("refuse_resources_inside_apply")
-def test_no_resource_is_made_inside_apply(local_graphs: dict[str, Graph]) -> None:
-    assert record(environment_stacks("local")) == local_graphs
+def test_no_resource_is_made_inside_apply(graphs: dict[str, Graph]) -> None:
+    assert record(list(graphs)) == graphs
 
     def program() -> None:
         provider = aws.Provider("aws", region="us-east-2")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from infra import config, timers
+from infra import config
 from infra.components.workloads.pods import DIGEST
 from infra.embedded.graph import Graph, Resource, tokens_in
 from infra.embedded.recorder import record
-from infra.timers import ENGINE_STOP, GATEWAY_STOP, LIVENESS, READINESS, SPOT_GRACE_S, STARTUP, Stop
+from infra.layers.serving import ENGINE_STOP, GATEWAY_STOP
+from infra.timers import LIVENESS, READINESS, SPOT_GRACE_S, STARTUP, Stop
 from serving.settings import EngineSettings, GatewaySettings, JournalSettings
 
 SERVING = "local.serving.us-east-2"
@@ -247,7 +248,7 @@ def test_timers_fit_together(workloads: dict[str, Resource]) -> None:
     for name, stop in (("gateway", GATEWAY_STOP), ("engine-small", ENGINE_STOP)):
         assert pod(workloads[name])["terminationGracePeriodSeconds"] == stop.grace_s
     gateway, _ = pod(workloads["gateway"])["containers"]
-    assert gateway["lifecycle"]["preStop"]["sleep"]["seconds"] == timers.GATEWAY_STOP.pre_stop_s
+    assert gateway["lifecycle"]["preStop"]["sleep"]["seconds"] == GATEWAY_STOP.pre_stop_s
 
 
 def test_settings_documents_are_plain_json(serving: Graph) -> None:

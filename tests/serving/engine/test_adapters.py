@@ -56,6 +56,12 @@ def test_the_pod_may_turn_off_what_the_supervisor_turns_on() -> None:
     assert "--disable-uvicorn-access-log" not in command
 
 
+def test_the_releases_folder_is_put_where_an_argument_asks_for_it() -> None:
+    draft = '{"method":"draft_model","model":"{release}/draft"}'
+    command = VllmAdapter().command(launch("--speculative-config", draft))
+    assert command[-1] == '{"method":"draft_model","model":"/cache/release/draft"}'
+
+
 CONFLICTS: list[tuple[str, Launch, str]] = [
     ("set by both", launch("--dtype", "float16", dtype="bfloat16"), "--dtype is set by the release and by the pod"),
     (

