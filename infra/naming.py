@@ -29,6 +29,18 @@ GATEWAY = "gateway"
 ENGINE = "engine"
 """Service account of the engines; their Deployments and Services are `engine-<class>`."""
 
+
+@dataclass(frozen=True)
+class ServiceAccount:
+    """Who a controller's pods are in Kubernetes; the cluster stack gives it a role, the serving stack's chart makes it."""
+
+    namespace: str
+    name: str
+
+
+KARPENTER = ServiceAccount("kube-system", "karpenter")
+LOAD_BALANCER_CONTROLLER = ServiceAccount("kube-system", "aws-load-balancer-controller")
+
 MONITORING = "monitoring"
 """Namespace of Prometheus and what it needs."""
 PROMETHEUS_URL = f"http://prometheus-operated.{MONITORING}.svc:9090"

@@ -80,7 +80,7 @@ def build(program: Program[ClusterConfig]) -> None:
             "private_subnet_ids": network.private_subnet_ids,
             "public_subnet_ids": network.private_subnet_ids,
             "cluster_security_group_id": cluster.security_group_id,
-            "karpenter": {"node_role_name": "INTERIM", "interruption_queue": "INTERIM"},
+            "karpenter": {"instance_profile_name": "INTERIM", "interruption_queue": "INTERIM"},
         },
     )
 
