@@ -1,4 +1,4 @@
-"""How pods meet nodes: the labels and taints of nodes, and what pods say to land on them. The strings stand here and nowhere else.
+"""How pods meet nodes: the labels and taints of nodes, and what pods say to land on them. The strings stand here alone.
 
 Whoever makes nodes (managed node groups, Karpenter's pools) labels and taints them with what is here; whoever makes pods selects
 and tolerates with what is here. A GPU node is tainted, so that nothing lands there by chance; a spot node is tainted besides, so
@@ -78,7 +78,7 @@ def gpu_tolerations(capacities: Sequence[Capacity]) -> list[core.TolerationArgsD
 
 
 def gpu_affinity(gpu: GpuKind, capacities: Sequence[Capacity]) -> core.AffinityArgsDict:
-    """Only nodes with this GPU, bought in one of these ways; the first is preferred, because it is paid for whether used or not."""
+    """Only nodes with this GPU, bought in one of these ways; the first is preferred: it is paid for whether used or not."""
     wanted: list[core.NodeSelectorRequirementArgsDict] = [
         {"key": GPU, "operator": "In", "values": [str(gpu)]},
         {"key": CAPACITY, "operator": "In", "values": [str(kind) for kind in capacities]},
@@ -97,7 +97,7 @@ def gpu_affinity(gpu: GpuKind, capacities: Sequence[Capacity]) -> core.AffinityA
 def spread(
     key: str, pod_labels: dict[str, str], when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
 ) -> core.TopologySpreadConstraintArgsDict:
-    """Pods with `pod_labels` evenly over zones or hosts. Nodes that pods may not use, such as those of a lost zone, do not count."""
+    """Pods with `pod_labels` evenly over zones or hosts. Nodes that they may not use, such as a lost zone's, do not count."""
     return {
         "max_skew": 1,
         "topology_key": key,

@@ -21,7 +21,7 @@ longer than any request may take (`Timeouts.request_s`), and shorter than gatewa
 FORGET_S = 2
 """Endpoints and DNS of the cluster forget a pod that is stopping within this."""
 DEREGISTER_S = 10
-"""Between a pod's end and the load balancer being told of it. Assumed: the controller takes a second or two, unless it is busy."""
+"""Between a pod's end and the load balancer being told. Assumed: the controller takes a second or two, unless it is busy."""
 GATEWAY_DRAIN_S = 30
 GATEWAY_CLOSE_S = 20
 """For the journal to be sealed and its last segments shipped."""

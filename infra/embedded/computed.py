@@ -14,6 +14,7 @@ from typing import Any
 
 import pulumi
 from pulumi import _types
+from pulumi_kubernetes.apiextensions import CustomResource
 
 from infra.embedded.graph import Secret, token
 
@@ -93,7 +94,7 @@ def _element(hint: Any) -> Any:
 
 @functools.cache
 def class_of(resource_type: str) -> type:
-    """The class whose `pulumi_type` is `resource_type`.
+    """The class whose `pulumi_type` is `resource_type`. Kinds that Kubernetes learns from a definition share `CustomResource`.
 
     Raises:
         UnknownTypeError: no program has imported it.
@@ -104,4 +105,6 @@ def class_of(resource_type: str) -> type:
         if candidate.__dict__.get("pulumi_type") == resource_type:
             return candidate
         pending.extend(candidate.__subclasses__())
+    if resource_type.startswith(KUBERNETES):
+        return CustomResource
     raise UnknownTypeError(f"{resource_type}: no imported resource class has this type")

@@ -93,27 +93,25 @@ class GatewayFleet(Component):
 
     def _create_pods(self, settings: core.ConfigMap) -> apps.StatefulSet:
         config = self._args.config
-        fixed: dict[str, int] = {} if self._args.is_scaled else {"replicas": config.replicas}
         claim: core.PersistentVolumeClaimSpecArgsDict = {
             "access_modes": ["ReadWriteOnce"],
             "storage_class_name": JOURNAL_STORAGE,
             "resources": {"requests": {"storage": f"{config.journal_gib}Gi"}},
         }
-        return apps.StatefulSet(
-            GATEWAY,
-            metadata=pods.metadata(GATEWAY, self._labels),
-            spec={
-                **fixed,
-                "selector": {"match_labels": pods.selector(GATEWAY)},
-                "pod_management_policy": "Parallel",
-                "persistent_volume_claim_retention_policy": {"when_deleted": "Retain", "when_scaled": "Retain"},
-                "volume_claim_templates": [{"metadata": {"name": "journal", "labels": self._labels}, "spec": claim}],
-                "template": {
-                    "metadata": {"labels": self._labels, "annotations": {pods.DIGEST: pods.digest(self._args.settings)}},
-                    "spec": self._pod(),
-                },
+        spec: apps.StatefulSetSpecArgsDict = {
+            "selector": {"match_labels": pods.selector(GATEWAY)},
+            "pod_management_policy": "Parallel",
+            "persistent_volume_claim_retention_policy": {"when_deleted": "Retain", "when_scaled": "Retain"},
+            "volume_claim_templates": [{"metadata": {"name": "journal", "labels": self._labels}, "spec": claim}],
+            "template": {
+                "metadata": {"labels": self._labels, "annotations": {pods.DIGEST: pods.digest(self._args.settings)}},
+                "spec": self._pod(),
             },
-            opts=self.child(depends_on=[settings]),
+        }
+        if not self._args.is_scaled:
+            spec["replicas"] = config.replicas
+        return apps.StatefulSet(
+            GATEWAY, metadata=pods.metadata(GATEWAY, self._labels), spec=spec, opts=self.child(depends_on=[settings])
         )
 
     def _pod(self) -> core.PodSpecArgsDict:

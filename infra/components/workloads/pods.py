@@ -89,8 +89,8 @@ def environment(settings_file: str, variables: Mapping[str, str]) -> list[core.E
 
 
 def resources(given: Resources, disk_gib: int, num_gpus: int = 0) -> core.ResourceRequirementsArgsDict:
-    """Requests and limits of a container. `disk_gib` is what it may write to its node: scratch volumes and logs. Without a request
-    a pod lands on a full disk; without a limit it fills its neighbours'."""
+    """Requests and limits of a container. `disk_gib` is what it may write to its node: scratch volumes and logs. Without a
+    request a pod lands on a full disk; without a limit it fills its neighbours'."""
     alike = {"memory": given.memory, "ephemeral-storage": f"{disk_gib}Gi"}
     if num_gpus:
         alike[GPU_RESOURCE] = str(num_gpus)
@@ -105,8 +105,8 @@ def scratch(name: str, size_gib: int) -> core.VolumeArgsDict:
 def budget(
     name: str, max_unavailable: int | str, object_labels: Mapping[str, str], opts: pulumi.ResourceOptions
 ) -> policy.PodDisruptionBudget:
-    """How many pods of the workload called `name` a drain may take away at once. A pod that is not ready serves nobody, and must not
-    hold up a node's drain."""
+    """How many pods of the workload called `name` a drain may take away at once. A pod that is not ready serves nobody, and must
+    not hold up a node's drain."""
     return policy.PodDisruptionBudget(
         name,
         metadata=metadata(name, object_labels),

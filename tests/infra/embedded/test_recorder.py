@@ -52,6 +52,35 @@ def test_a_child_knows_its_parent_and_takes_its_provider_and_its_urn_names_the_p
     assert found["outer"].outputs["bucket"] == "${" + found["outer-bucket"].urn + "#arn}"
 
 
+def test_a_kind_that_kubernetes_learns_from_a_definition_and_a_chart_are_recorded_with_all_that_they_are_given() -> None:
+    def program() -> None:
+        cluster = pulumi.ResourceOptions(provider=kubernetes.Provider("kubernetes", kubeconfig="{}"))
+        chart = kubernetes.helm.v4.Chart(
+            "keda", chart="keda", version="2.21.0", values={"logging": {"level": "info"}}, opts=cluster
+        )
+        kubernetes.apiextensions.CustomResource(
+            "scaled",
+            api_version="keda.sh/v1alpha1",
+            kind="ScaledObject",
+            metadata={"name": "scaled"},
+            spec={"maxReplicaCount": 3},
+            opts=pulumi.ResourceOptions.merge(cluster, pulumi.ResourceOptions(depends_on=[chart])),
+        )
+
+    found = recorded(program)
+    scaled, chart = found["scaled"], found["keda"]
+    assert scaled.type == "kubernetes:keda.sh/v1alpha1:ScaledObject" and scaled.custom
+    assert scaled.inputs == {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": "scaled"},
+        "spec": {"maxReplicaCount": 3},
+    }
+    assert scaled.options.depends_on == (chart.urn,) and scaled.options.provider == found["kubernetes"].urn
+    assert chart.inputs == {"chart": "keda", "version": "2.21.0", "values": {"logging": {"level": "info"}}}
+    assert chart.options.provider == found["kubernetes"].urn
+
+
 def test_options_that_the_program_sets_are_recorded_and_others_keep_their_defaults() -> None:
     def program() -> None:
         shared = provider()
