@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 export PYTHON
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow lock clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -30,13 +30,19 @@ fmt: .venv/.flotilla-dev          ## format
 	$(BIN)/ruff check --fix-only --quiet .; $(BIN)/ruff format .
 
 test-unit: .venv/.flotilla-dev    ## unit tests and those on the emulated AWS
-	$(BIN)/pytest -q -m "not engine and not slow"
+	$(BIN)/pytest -q -m "not engine and not slow and not cluster"
 
 test-engine: setup .venv/.flotilla-dev   ## end to end on the real vLLM
 	$(BIN)/pytest -q -m "engine and not slow"
 
 test-slow: setup .venv/.flotilla-dev     ## the longer drills: two regions, the supervisor and its engine
 	$(BIN)/pytest -q -m slow
+
+test-cluster: .venv/.flotilla-dev kube-assets   ## every object and its pods on a real Kubernetes control plane
+	$(BIN)/pytest -q -m cluster --timeout 600
+
+kube-assets:     ## build that Kubernetes from Go modules, once, into the cache folder; FLOTILLA_KUBE_ASSETS names one that is there
+	@$(PYTHON) tests/cluster/kube_assets/build.py
 
 lock: .venv/.flotilla-base        ## write the hashed requirements from requirements/*.in
 	PATH="$(CURDIR)/$(BIN):$$PATH" requirements/lock.sh
