@@ -126,7 +126,7 @@ def preview(
     if as_json:
         typer.echo(json.dumps(report.as_json(), ensure_ascii=False))
     else:
-        Console(soft_wrap=True, highlight=False).print(render(report))
+        Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False).print(render(report))
     if refuse_replacements and report.has_replacements:
         raise typer.Exit(1)
 

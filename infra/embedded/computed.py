@@ -32,11 +32,15 @@ def outputs_of(resource_type: str, urn: str, inputs: Mapping[str, Any]) -> dict[
     """Inputs and computed properties of a custom resource, `id` apart.
 
     What a provider adds inside an object that the program gave (the security group in a cluster's `vpcConfig`) is there too;
-    not so for Kubernetes objects, where it would be every default of the API server and no program reads it back.
+    not so for Kubernetes objects, where it would be every default of the API server and no program reads it back. A custom
+    resource, such as KEDA's ScaledObject, has no class of its own, and gives back what it got.
+
+    Raises:
+        UnknownTypeError: it is another provider's, and no program has imported its class.
     """
-    if resource_type.startswith(PROVIDERS):
-        return dict(inputs)
     is_kubernetes = resource_type.startswith(KUBERNETES)
+    if resource_type.startswith(PROVIDERS) or (is_kubernetes and not has_class(resource_type)):
+        return dict(inputs)
     outputs: dict[str, Any] = {}
     for name, hint in _types.resource_types(class_of(resource_type)).items():
         given = inputs.get(name)
@@ -90,6 +94,15 @@ def _element(hint: Any) -> Any:
         arguments = typing.get_args(hint)
         return arguments[0] if arguments else None
     return None
+
+
+def has_class(resource_type: str) -> bool:
+    """Whether an imported class has this type."""
+    try:
+        class_of(resource_type)
+    except UnknownTypeError:
+        return False
+    return True
 
 
 @functools.cache

@@ -31,6 +31,9 @@ PROVIDER = "options.provider"
 UNCOMPARED_OPTIONS = ("depends_on", "aliases")
 """What a resource waits for is there again in the properties it takes from others; an alias only says what it was called."""
 
+NAMING_KEYS = ("name", "id", "regionName", "region", "Sid")
+"""What tells the items of a list apart: containers, replication rules, replicas of tables and of secrets, policy statements."""
+
 
 class Verdict(StrEnum):
     """What happens to a resource."""
@@ -276,9 +279,10 @@ def _below(path: str, key: str) -> str:
 
 def _by_name(items: Sequence[Any]) -> dict[str, Any]:
     """Items by name where each has one of its own, else by index."""
-    names = [item.get("name") if isinstance(item, Mapping) else None for item in items]
-    if items and all(isinstance(name, str) for name in names) and len(set(names)) == len(names):
-        return dict(zip(map(str, names), items, strict=True))
+    for key in NAMING_KEYS:
+        names = [item.get(key) if isinstance(item, Mapping) else None for item in items]
+        if items and all(isinstance(name, str) for name in names) and len(set(names)) == len(names):
+            return dict(zip(map(str, names), items, strict=True))
     return {str(index): item for index, item in enumerate(items)}
 
 

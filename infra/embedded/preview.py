@@ -161,7 +161,7 @@ def _summary(report: PreviewReport) -> Table:
     table.add_column("stack", style="bold", no_wrap=True)
     table.add_column("")
     for name in [*(verdict.value for verdict in Verdict), "protected"]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for stack in report.stacks:
         presence = "" if stack.presence is Presence.BOTH else stack.presence.value
         numbers = [_number(number, MARKS.get(verdict, ("", "dim"))[1]) for verdict, number in stack.diff.counts().items()]

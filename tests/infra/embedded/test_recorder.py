@@ -11,6 +11,7 @@ import pulumi_aws as aws
 import pulumi_kubernetes as kubernetes
 import pytest
 
+from infra.embedded.computed import UnknownTypeError
 from infra.embedded.graph import Graph, Resource, Secret, tokens_in
 from infra.embedded.graph_json import decode, encode
 from infra.embedded.monitor import RecordingError
@@ -130,6 +131,29 @@ def test_what_a_provider_would_compute_is_a_token_in_the_shape_of_its_type() -> 
     assert found["user"].inputs["bucket"] == "|".join("${" + f"{urn}#{path}" + "}" for path in paths)
     assert tokens_in(found["user"].inputs["tags"]["group"]) == {(urn, "vpcConfig.clusterSecurityGroupId")}
     assert found["cluster"].outputs["roleArn"] == "role", "an input is what the program gave, never a token"
+
+
+def test_a_custom_resource_gives_back_what_it_got_and_a_misspelt_aws_type_is_no_resource() -> None:
+    def program() -> None:
+        cluster = kubernetes.Provider("kubernetes", kubeconfig="{}")
+        kubernetes.apiextensions.CustomResource(
+            "scaler",
+            api_version="keda.sh/v1alpha1",
+            kind="ScaledObject",
+            metadata={"name": "engine"},
+            spec={"maxReplicaCount": 4},
+            opts=pulumi.ResourceOptions(provider=cluster),
+        )
+
+    scaler = recorded(program)["scaler"]
+    assert scaler.type == "kubernetes:keda.sh/v1alpha1:ScaledObject"
+    assert scaler.inputs["spec"] == scaler.outputs["spec"] == {"maxReplicaCount": 4}
+
+    def misspelt() -> None:
+        pulumi.CustomResource("aws:s3/bukket:Bukket", "b", {}, pulumi.ResourceOptions(provider=provider()))
+
+    with pytest.raises(UnknownTypeError, match="bukket"):
+        recorded(misspelt)
 
 
 def test_whole_numbers_stay_whole_and_fractions_stay_fractions() -> None:

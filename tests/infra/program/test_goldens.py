@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_files import GOLDENS, check
 
 from infra.config import load_catalog
 from infra.embedded.graph import TOKEN, Graph, Options, Resource
@@ -29,7 +28,6 @@ from infra.embedded.graph_json import hidden
 from infra.embedded.recorder import environment_stacks
 from infra.naming import StackName, parse_stack
 
-GOLDENS = Path(__file__).parent / "goldens"
 CATALOG = load_catalog()
 STACKS = [stack for environment in CATALOG.environments for stack in environment_stacks(environment)]
 REFERENCE = "prod"
@@ -146,11 +144,7 @@ def summary(stack: str, graphs: Mapping[str, Graph]) -> str:
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_the_stack_is_what_was_reviewed(stack: str, graphs: dict[str, Graph]) -> None:
-    golden = GOLDENS / f"{stack}.txt"
-    found = summary(stack, graphs)
-    if os.environ.get("FLOTILLA_WRITE_GOLDENS"):
-        golden.write_text(found)
-    assert found == golden.read_text(), "see this module's docstring for how to write goldens anew"
+    check(GOLDENS / f"{stack}.txt", summary(stack, graphs))
 
 
 def test_there_is_a_golden_for_each_stack_and_none_besides() -> None:

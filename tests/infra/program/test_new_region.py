@@ -1,43 +1,65 @@
-"""Adding a region is one catalog entry and its stack files."""
+"""Adding a region is one catalog entry and two stack files. What else changes is listed in `goldens/changes/third-region.txt`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from infra.embedded.diff import Verdict, compare
+import pytest
+from golden_files import GOLDENS, check
+
+from infra.embedded.diff import GraphDiff, Verdict, compare
 from infra.embedded.graph import Graph
 from infra.embedded.recorder import environment_stacks, record
 
 NEW = "eu-west-1"
+LIKE = "us-west-2"
+PROD = "prod"
 
 
 def add_region(stacks_dir: Path) -> None:
+    """Adds `NEW` to production as a copy of `LIKE`: an entry of the catalog, its name among the environment's, and two files."""
     catalog = stacks_dir / "catalog.yaml"
     text = catalog.read_text()
-    zones = ", ".join(f"{NEW}{letter}" for letter in "abc")
-    entry = f"  {NEW}:\n    code: euw1\n    availability_zones: [{zones}]\n    vpc_cidr: 10.48.0.0/16\n"
+    start = text.index(f"\n  {LIKE}:\n") + 1
+    entry = text[start : text.index("\n\n", start) + 1].replace(LIKE, NEW).replace("usw2", "euw1").replace("10.32.", "10.48.")
     text = text.replace("\nregions:\n", f"\nregions:\n{entry}")
-    catalog.write_text(text.replace("regions: [us-east-2, us-west-2]", f"regions: [us-east-2, us-west-2, {NEW}]"))
+    environments, prod = text.split(f"\n  {PROD}:\n")
+    catalog.write_text(f"{environments}\n  {PROD}:\n{prod.replace(f'us-east-2, {LIKE}]', f'us-east-2, {LIKE}, {NEW}]', 1)}")
     for layer in ("cluster", "serving"):
-        (stacks_dir / f"Pulumi.local.{layer}.{NEW}.yaml").write_text(
-            (stacks_dir / f"Pulumi.local.{layer}.us-west-2.yaml").read_text()
-        )
+        copied = (stacks_dir / f"Pulumi.{PROD}.{layer}.{LIKE}.yaml").read_text().replace(LIKE, NEW)
+        (stacks_dir / f"Pulumi.{PROD}.{layer}.{NEW}.yaml").write_text(copied)
 
 
-def test_a_new_region_changes_nothing_in_the_others_and_deletes_nothing_anywhere(
-    stacks_dir: Path, local_graphs: dict[str, Graph]
+@pytest.fixture(scope="module")
+def with_new_region(copy_of_stacks: Path) -> dict[str, Graph]:
+    """Production with the region in it."""
+    add_region(copy_of_stacks)
+    return record(environment_stacks(PROD, stacks_dir=copy_of_stacks), stacks_dir=copy_of_stacks)
+
+
+def listed(diff: GraphDiff) -> list[str]:
+    lines: list[str] = []
+    for change in diff.of(Verdict.CREATED, Verdict.UPDATED, Verdict.REPLACED, Verdict.DELETED):
+        paths = ", ".join(item.path for item in change.properties)
+        lines.append(f"{change.verdict.value} {change.resource.type} {change.resource.name}{f': {paths}' if paths else ''}")
+    return lines
+
+
+def test_a_third_region_changes_no_other_region_and_only_adds_to_what_spans_them(
+    with_new_region: dict[str, Graph], graphs: dict[str, Graph]
 ) -> None:
-    add_region(stacks_dir)
-    after = record(environment_stacks("local", stacks_dir=stacks_dir), stacks_dir=stacks_dir)
-    assert after.keys() - local_graphs.keys() == {f"local.cluster.{NEW}", f"local.serving.{NEW}"}
-    diffs = {stack: compare(graph, after[stack]) for stack, graph in local_graphs.items()}
-    assert [stack for stack, diff in diffs.items() if not diff.is_empty] == ["local.foundation", "local.edge"]
-    assert all(diff.counts()[Verdict.DELETED] == 0 for diff in diffs.values())
+    assert with_new_region.keys() - graphs.keys() == {f"{PROD}.cluster.{NEW}", f"{PROD}.serving.{NEW}"}
+    diffs = {stack: compare(graphs[stack], after) for stack, after in with_new_region.items() if stack in graphs}
+    assert [stack for stack, diff in diffs.items() if not diff.is_empty] == [f"{PROD}.foundation", f"{PROD}.edge"]
+    lines: list[str] = []
+    for stack in (f"{PROD}.foundation", f"{PROD}.edge"):
+        assert not list(diffs[stack].of(Verdict.REPLACED, Verdict.DELETED)), listed(diffs[stack])
+        assert not diffs[stack].refused
+        lines += [f"{stack}:", *(f"  {line}" for line in listed(diffs[stack]))]
+    check(GOLDENS / "changes" / "third-region.txt", "\n".join([*lines, ""]))
 
-    changed = {change.resource.name for change in diffs["local.foundation"].of(Verdict.CHANGED)}
-    replication = {f"artifact-replication-{part}" for part in ("from-us-east-2", "from-us-west-2", "policy")}
-    tables, secrets = {f"{name}-table" for name in ("registry", "tenants", "ledger")}, {"key-pepper", "cache-salt", "admin-key"}
-    assert changed == replication | tables | {f"{name}-secret" for name in secrets}
-    assert not list(diffs["local.edge"].of(Verdict.CHANGED))
-    created = {change.resource.name for change in diffs["local.edge"].of(Verdict.CREATED)}
-    assert created == {f"records-check-{NEW}", f"records-api-{NEW}"}
+
+def test_the_third_region_is_a_copy_of_the_second(with_new_region: dict[str, Graph], graphs: dict[str, Graph]) -> None:
+    for layer in ("cluster", "serving"):
+        copy, original = with_new_region[f"{PROD}.{layer}.{NEW}"], graphs[f"{PROD}.{layer}.{LIKE}"]
+        assert [(item.type, item.name) for item in copy.resources] == [(item.type, item.name) for item in original.resources]

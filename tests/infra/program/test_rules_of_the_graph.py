@@ -120,7 +120,7 @@ def test_the_rule_fails_where_it_is_broken(name: str, graphs: dict[str, Graph]) 
 
 def test_there_is_enough_to_check(graphs: dict[str, Graph]) -> None:
     sizes = {stack: sum(1 for _ in real(graph)) for stack, graph in graphs.items()}
-    assert all(size >= 5 for size in sizes.values()) and sum(sizes.values()) > 600, sizes
+    assert all(size >= 3 for size in sizes.values()) and sum(sizes.values()) > 600, sizes
     protected = {
         environment: sum(1 for stack in environment_stacks(environment) for _ in graphs[stack].of_type(*PROTECTED_TYPES))
         for environment in load_catalog().environments
