@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from infra.embedded import commands as region
+from infra.images import commands as images
 from serving.errors import UserError
 from serving.gateway import commands as gateway
 from serving.metering import commands as metering
@@ -30,6 +31,7 @@ region.register(app)
 gateway.register(app)
 metering.register(app)
 models.register(app)
+images.register(app)
 
 
 def main() -> None:

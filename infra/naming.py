@@ -48,6 +48,9 @@ PROMETHEUS_URL = f"http://prometheus-operated.{MONITORING}.svc:9090"
 JOURNAL_STORAGE = f"{PROJECT}-journals"
 """StorageClass of the gateways' journals."""
 
+IMAGE_REPOSITORY = "serving"
+"""The registry's repository of serving images, gateways' and engines', in every region."""
+
 CONTROL_PATH = "/controls"
 """Where a gateway tells health checks whether another region has been evacuated: `/controls/<region>`."""
 

@@ -1,0 +1,1 @@
+"""Which serving image each region runs."""
