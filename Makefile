@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 PYTHON ?= python3.11
 export PYTHON
+VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image bench-fetch clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,9 +48,21 @@ kube-assets:     ## build that Kubernetes from Go modules, once, into the cache 
 lock: .venv/.flotilla-base        ## write the hashed requirements from requirements/*.in
 	PATH="$(CURDIR)/$(BIN):$$PATH" requirements/lock.sh
 
+image: .venv/.flotilla-base       ## build the serving image; VARIANT=gpu for NVIDIA GPUs
+	@$(BIN)/python -m serving.image.build --variant $(VARIANT)
+
+image-lock: .venv/.flotilla-base  ## pin the newest Debian packages of the image's base
+	@$(BIN)/python -m serving.image.build --lock
+
+drill-image: setup .venv/.flotilla-dev   ## build the image twice, look into it and run its roles; needs a builder and runc
+	@$(BIN)/python tests/image/drill_image.py $(ARGS)
+
+bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
+	@$(BIN)/python tests/bench/bench_fetch.py
+
 clean:           ## remove what was set up and every local state
 	-$(BIN)/flotilla down --purge
-	rm -rf .venv .venv-engine .flotilla
+	rm -rf .venv .venv-engine .flotilla .image
 
 .venv/.flotilla-base: requirements/base.txt requirements/uv.txt pyproject.toml
 	@requirements/install.sh .venv base.txt && touch $@

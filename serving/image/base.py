@@ -30,7 +30,7 @@ MIRROR_VARIABLE = "FLOTILLA_DEBIAN_MIRROR"
 DOWNLOAD_TIMEOUT_S = 120
 USER_ID = 10001
 UNWANTED = re.compile(
-    r"usr/share/(man|locale|lintian|bug|info)/|usr/share/doc/.*(?<!copyright)$|etc/(cron|logrotate)\.|usr/lib/python3\.11/(test|idlelib|turtledemo|ensurepip|lib2to3)/"
+    r"usr/share/(man|locale|lintian|bug|info)/|usr/share/doc/.*(?<!copyright)$|etc/(cron|logrotate)\.|usr/lib/python3\.11/(test|idlelib|turtledemo|ensurepip|lib2to3|config-3.*)/"
 )
 """Left out: nobody reads a manual in a container, and its tests test Python. Copyright notices stay."""
 LINKS = {

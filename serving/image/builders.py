@@ -54,10 +54,13 @@ class Buildah:
 
     def build(self, recipe: Recipe, layout: Path) -> None:
         """Builds it without a network: all that it needs lies in the folders."""
-        command = [*self._command, "build", "--timestamp", str(recipe.epoch), "--format", "oci", "--layers=false"]
-        command += ["--isolation", "chroot"] if self.name == "buildah" else ["--network", "none"]
+        command = [*self._command, "build", "--timestamp", str(recipe.epoch), "--format", "oci", "--layers=false", "--pull=never"]
         command += [part for name, value in sorted(recipe.arguments.items()) for part in ("--build-arg", f"{name}={value}")]
-        run([*command, "--pull=never", "--file", str(recipe.containerfile), "--tag", TAG, str(recipe.context)])
+        told = ["--file", str(recipe.containerfile), str(recipe.context)]
+        if self.name == "buildah":  # straight into the layout; through its own storage, gigabytes are written twice more
+            run([*command, "--isolation", "chroot", "--tag", f"oci:{layout}:latest", *told])
+            return
+        run([*command, "--network", "none", "--tag", TAG, *told])
         run([*self._command, "push", "--quiet", TAG, f"oci:{layout}:latest"])
         run([*self._command, "rmi", "--force", TAG])
 
@@ -123,30 +126,37 @@ class Layer:
     compressed_bytes: int
 
 
-def graft(lower: Path, upper: Path, layout: Path) -> tuple[str, tuple[Layer, ...]]:
+def graft(
+    lower: Sequence[Path], upper: Path, layout: Path, further: Mapping[str, Any] | None = None
+) -> tuple[str, tuple[Layer, ...]]:
     """Puts the layers of the image in `upper` onto those of `lower`, and returns the digest and the layers, lowest first.
 
-    How the image starts is what `upper` says. The blobs of `lower` are linked, not copied or compressed again, which for
-    gigabytes is the difference between a second and minutes.
+    How the image starts is what `upper` says, and `further`. Blobs are linked, not copied or compressed again: for gigabytes that
+    is the difference between a second and minutes.
     """
-    lower_manifest, lower_config = _read(lower)
-    manifest, config = _read(upper)
-    config["rootfs"]["diff_ids"] = [*lower_config["rootfs"]["diff_ids"], *config["rootfs"]["diff_ids"]]
-    config["history"] = [*lower_config.get("history", ()), *config.get("history", ())]
-    manifest["layers"] = [*lower_manifest["layers"], *manifest["layers"]]
-    shutil.rmtree(layout, ignore_errors=True)
     blobs = layout / "blobs/sha256"
+    shutil.rmtree(layout, ignore_errors=True)
     blobs.mkdir(parents=True)
-    for source, listed in ((lower, lower_manifest["layers"]), (upper, manifest["layers"][len(lower_manifest["layers"]) :])):
-        for layer in listed:
+    manifest, config = _read(upper)
+    layers: list[dict[str, Any]] = []
+    diff_ids: list[str] = []
+    history: list[dict[str, Any]] = []
+    for source in (*lower, upper):
+        part, part_config = _read(source)
+        layers += part["layers"]
+        diff_ids += part_config["rootfs"]["diff_ids"]
+        history += part_config.get("history", ())
+        for layer in part["layers"]:
             name = layer["digest"].removeprefix("sha256:")
             if not (blobs / name).exists():
                 os.link(source / "blobs/sha256" / name, blobs / name)
-    manifest["config"] = {**manifest["config"], **_write_blob(blobs, config)}
+    config |= {"rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": history}
+    config["config"] |= further or {}
+    manifest |= {"layers": layers, "config": {**manifest["config"], **_write_blob(blobs, config)}}
     entry = {"mediaType": manifest["mediaType"], **_write_blob(blobs, manifest)}
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (layout / "index.json").write_text(_json({"schemaVersion": 2, "manifests": [entry]}))
-    return str(entry["digest"]), tuple(Layer(item["digest"], item["size"]) for item in manifest["layers"])
+    return str(entry["digest"]), tuple(Layer(item["digest"], item["size"]) for item in layers)
 
 
 def _read(layout: Path) -> tuple[dict[str, Any], dict[str, Any]]:

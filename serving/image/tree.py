@@ -7,6 +7,7 @@ time stamp, and what an installer notes about itself is removed. The builder giv
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Literal
 from serving.errors import UserError
 
 Variant = Literal["cpu", "gpu"]
+SitePart = Literal["torch", "packages"]
+"""torch with NVIDIA's libraries is gigabytes and changes once a quarter; the rest changes with any requirement of ours."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = Path("opt/flotilla")
 """Where `site` and `app` lie in the image."""
@@ -24,18 +27,19 @@ INSTALLER_NOTES = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_ca
 NOT_SHIPPED = ("infra", "serving/image")
 """Parts of the distribution that run outside the image: the program that deploys it, and this."""
 INSTALL_TIMEOUT_S = 3600
+_TORCH = re.compile(r"(torch|torchvision|torchaudio|torchcodec|triton|nvidia-.+|cuda-.+)==")
 
 
-def make_site(variant: Variant, folder: Path) -> None:
-    """Installs the variant's hashed requirements below the empty `folder`.
+def make_site(variant: Variant, part: SitePart, folder: Path) -> None:
+    """Installs one part of the variant's hashed requirements below the empty `folder`.
 
     Raises:
         UserError: the installer is not there, or refuses.
     """
     site = folder / HOME / "site"
     command = ["uv", "pip", "install", "--quiet", "--no-config", "--require-hashes", "--no-deps", "--no-compile-bytecode"]
-    command += ["--python", sys.executable, "--target", str(site), "-r", str(lock_of(variant))]
-    _run(command, "the hashed requirements cannot be installed", _installer_environment())
+    command += ["--python", sys.executable, "--target", str(site), "-r", "-"]
+    _run(command, "the hashed requirements cannot be installed", _installer_environment(), requirements_of(variant, part))
     shutil.rmtree(site / "bin", ignore_errors=True)  # commands of packages; roles start by module
     for path in sorted(site.rglob("*.dist-info")):
         for note in INSTALLER_NOTES:
@@ -85,6 +89,13 @@ def compile_folder(folder: Path) -> None:
         raise UserError(f"byte code cannot be made: {done.stderr.strip()[-200:]}", "see the message")
 
 
+def requirements_of(variant: Variant, part: SitePart) -> str:
+    """The requirements of `part` with their hashes, as the variant's lock has them."""
+    text = "".join(line for line in lock_of(variant).read_text().splitlines(keepends=True) if not line.startswith("#"))
+    blocks = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
+    return "".join(block for block in blocks if bool(_TORCH.match(block)) == (part == "torch"))
+
+
 def lock_of(variant: Variant) -> Path:
     """The variant's hashed requirements."""
     return REPOSITORY / "requirements" / f"image-{variant}.txt"
@@ -103,9 +114,11 @@ def _installer_environment() -> dict[str, str]:
     return environment
 
 
-def _run(command: list[str], what: str, environment: dict[str, str]) -> None:
+def _run(command: list[str], what: str, environment: dict[str, str], told: str = "") -> None:
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, env=environment, input=told, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+        )
     except FileNotFoundError as error:
         raise UserError(f"{what}: {command[0]} is not here", "run `make setup`") from error
     if done.returncode:

@@ -6,17 +6,22 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from email.message import Message
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import image_tables as tables
 
 from serving.errors import UserError
 from serving.health import lives
 from serving.image import base, builders, contents
 from serving.image.builders import graft
 from serving.image.secrets import find_secrets
-from serving.image.tree import lock_of
+from serving.image.tree import SitePart, Variant, lock_of, requirements_of
 
 HERE = Path(base.__file__).parent
 
@@ -49,15 +54,26 @@ def test_every_package_of_the_base_is_pinned_and_none_besides() -> None:
     assert all(re.fullmatch(r"[0-9a-f]{64}", package.sha256) for package in base.locked().values())
 
 
-def test_the_gpu_base_has_no_shell() -> None:
+def test_no_base_has_a_package_manager_and_each_lacks_what_only_the_other_needs() -> None:
     names = {variant: {item.name for item in base.wanted(variant)} for variant in ("cpu", "gpu")}
     assert names["cpu"] - names["gpu"] == {"dash", "libnuma1", "libsmartcols1", "util-linux"}
-    assert not names["gpu"] & {"dash", "bash", "apt", "dpkg", "perl-base"}
+    assert not (names["cpu"] | names["gpu"]) & {"bash", "apt", "dpkg", "perl-base"}
+    assert {"gcc-12", "cpp-12", "libc6-dev"} <= names["gpu"] - names["cpu"], "Triton compiles its launchers"
 
 
 @pytest.mark.parametrize("variant", ["cpu", "gpu"])
-def test_every_requirement_of_the_image_is_pinned_by_digest(variant: str) -> None:
-    lines = [line for line in lock_of(variant).read_text().splitlines() if line and not line.startswith("#")]  # type: ignore[arg-type]
+def test_each_requirement_is_in_one_layer_with_its_hashes(variant: Variant) -> None:
+    parts = {part: requirements_of(variant, part) for part in get_args(SitePart)}
+    lines = [line for line in lock_of(variant).read_text().splitlines() if line and not line.startswith("#")]
+    assert sorted(line for text in parts.values() for line in text.splitlines()) == sorted(lines)
+    assert all(text.splitlines()[-1].lstrip().startswith("--hash=") for text in parts.values())
+    assert {"torch", "nvidia-cublas"} <= {line.partition("==")[0] for line in parts["torch"].splitlines()}
+    assert "torch==" not in parts["packages"] and "fastapi==" in parts["packages"]
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_every_requirement_of_the_image_is_pinned_by_digest(variant: Variant) -> None:
+    lines = [line for line in lock_of(variant).read_text().splitlines() if line and not line.startswith("#")]
     packages = [line for line in lines if not line.startswith(" ")]
     assert len(packages) > 150
     assert all("==" in line for line in packages)
@@ -73,18 +89,19 @@ def test_the_container_starts_one_process_that_is_not_root() -> None:
     assert "USER 10001:10001" in lines and "STOPSIGNAL SIGTERM" in lines
     (command,) = [line for line in lines if line.startswith("CMD ")]
     assert json.loads(command.removeprefix("CMD ")), "an exec form: a shell would keep the signals to itself"
-    for name in ("Containerfile", "Containerfile.runtime"):
+    for name in ("Containerfile", "Containerfile.layer"):
         assert [line for line in (HERE / name).read_text().splitlines() if line.startswith(("FROM ", "RUN "))] == ["FROM scratch"]
 
 
+GPL = "GNU General Public License v3 (GPLv3)"
 LICENCES = [
     ("an expression", {"License-Expression": "MIT"}, "MIT", True),
     ("a classifier", {"Classifier": "License :: OSI Approved :: Apache Software License"}, "Apache Software License", True),
     ("free text", {"License": "BSD-3-Clause\nand a page of text"}, "BSD-3-Clause", True),
     ("none", {}, "", False),
     ("the AGPL", {"License-Expression": "AGPL-3.0-only"}, "AGPL-3.0-only", False),
-    ("the GPL", {"Classifier": "License :: OSI Approved :: GNU General Public License v3 (GPLv3)"}, "GNU General Public License v3 (GPLv3)", False),
-]  # fmt: skip
+    ("the GPL", {"Classifier": f"License :: OSI Approved :: {GPL}"}, GPL, False),
+]
 
 
 @pytest.mark.parametrize(("told", "licence", "is_allowed"), [row[1:] for row in LICENCES], ids=[row[0] for row in LICENCES])
@@ -126,14 +143,14 @@ def layout(folder: Path, content: bytes, config: dict[str, object]) -> Path:
 def test_an_image_grafted_onto_another_has_both_layers_and_starts_as_the_upper_says(tmp_path: Path) -> None:
     lower = layout(tmp_path / "lower", b"lower", {"User": "0"})
     upper = layout(tmp_path / "upper", b"upper", {"User": "10001"})
-    digest, layers = graft(lower, upper, tmp_path / "both")
+    digest, layers = graft([lower], upper, tmp_path / "both", {"StopSignal": "SIGTERM"})
     assert [layer.digest for layer in layers] == [f"sha256:{hashlib.sha256(part).hexdigest()}" for part in (b"lower", b"upper")]
     manifest = json.loads((tmp_path / "both/blobs" / digest.replace(":", "/")).read_text())
     config = json.loads((tmp_path / "both/blobs" / manifest["config"]["digest"].replace(":", "/")).read_text())
-    assert config["config"] == {"User": "10001"}
+    assert config["config"] == {"User": "10001", "StopSignal": "SIGTERM"}
     assert config["rootfs"]["diff_ids"] == ["sha256:6c6f776572", "sha256:7570706572"]
     assert all((tmp_path / "both/blobs" / layer.digest.replace(":", "/")).is_file() for layer in layers)
-    assert graft(lower, upper, tmp_path / "again")[0] == digest
+    assert graft([lower], upper, tmp_path / "again", {"StopSignal": "SIGTERM"})[0] == digest
 
 
 def test_without_a_builder_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +164,14 @@ def test_a_package_that_is_not_the_pinned_one_is_refused_and_forgotten(tmp_path:
     package = base.Package("zlib1g", "1", "0" * 64, "debian/pool/x.deb")
     kept = tmp_path / f"{package.sha256}.deb"
     kept.write_bytes(b"something else")
-    with pytest.raises(UserError, match="is not what debian.lock pins"):
+    with pytest.raises(UserError, match=r"is not what debian\.lock pins"):
         base._download(package, tmp_path)
     assert not kept.exists()
 
 
 def test_health_is_asked_of_the_role_that_runs_and_silence_is_no_health() -> None:
     assert not lives("127.0.0.1", (1,))
+
+
+def test_the_document_has_the_modelled_cold_start_as_the_model_gives_it() -> None:
+    assert tables.read("modelled cold start") == tables.modelled_cold_start(), "run `python tests/image/image_tables.py`"
