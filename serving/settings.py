@@ -73,6 +73,8 @@ class Timeouts(_Frozen):
     gap_s: Seconds = 30.0
     """Longest silence between two chunks."""
     request_s: Seconds = 600.0
+    heartbeat_s: Seconds = 15.0
+    """A stream that is silent for this long carries a comment, so that no idle timer on its way runs out (ALB: 60 s)."""
 
 
 class JournalSettings(_Frozen):

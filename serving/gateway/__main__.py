@@ -26,7 +26,9 @@ from typing import Any
 import structlog
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.gateway.client_http import client_protocol
 from serving.gateway.ops import build_ops_app
 from serving.gateway.service import Service
 from serving.metering.segment_writer import JournalUnavailable
@@ -61,7 +63,7 @@ async def serve(settings: GatewaySettings, service: Service, host: str) -> None:
     try:
         if await _start(service, stop):
             _spare_the_collector()
-            http = _server(service.app, settings.drain_s)
+            http = _server(service.app, settings.drain_s, client_protocol(service.run))
             http_task = asyncio.create_task(http.serve(sockets=[http_socket]))
             await asyncio.wait([asyncio.create_task(stop.wait()), http_task, ops_task], return_when=asyncio.FIRST_COMPLETED)
             log.info("draining", drain_s=settings.drain_s)
@@ -99,10 +101,10 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
-def _server(app: Any, drain_s: float) -> Server:
+def _server(app: Any, drain_s: float, protocol: type[asyncio.Protocol] = HttpToolsProtocol) -> Server:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,

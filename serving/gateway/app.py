@@ -1,7 +1,7 @@
-"""The public API: FastAPI owns its routes, schemas and documentation; the fast path stands before it for what generates.
+"""The public API: FastAPI owns its routes, schemas and documentation; what generates is taken out before it (`client_http.py`).
 
 The two generating routes are declared here too. They run the same pipeline, so the document is about what is served, and the
-answers are the same with or without the fast path; a test compares them.
+answers are the same over either transport; a test compares them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from serving.gateway import errors, http_errors
-from serving.gateway.asgi import FastPath
+from serving.gateway.asgi import AsgiExchange
 from serving.gateway.auth import Authenticator
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
@@ -49,11 +49,10 @@ def build_app(
     models: Models,
     releases: ReleaseBook,
     unready: Callable[[], list[str]],
-) -> FastPath:
-    """The public API as one ASGI application; `unready` gives the reasons why no traffic should come, none when it should."""
+) -> FastAPI:
+    """The public API as an ASGI application; `unready` gives the reasons why no traffic should come, none when it should."""
     app = FastAPI(title="Flotilla", description="An OpenAI-compatible API.", version="1", redoc_url=None)
     http_errors.install(app)
-    fast_path = FastPath(app, pipeline.run)
 
     class Exchanged(Response):
         """A response that the pipeline writes."""
@@ -63,7 +62,11 @@ def build_app(
             self.background = None
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            await fast_path.exchange(scope, receive, send)
+            exchange = AsgiExchange(scope, receive, send)
+            try:
+                await pipeline.run(exchange)
+            finally:
+                exchange.close()
 
     def card(model: ServedModel) -> dict[str, Any]:
         release = releases.get(model.model_class)
@@ -119,7 +122,7 @@ def build_app(
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-    return fast_path
+    return app
 
 
 def _body(schema: str) -> dict[str, Any]:

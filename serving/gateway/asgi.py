@@ -1,7 +1,6 @@
-"""The transport over uvicorn's ASGI: an `Exchange` made of scope, receive and send, and the fast path before FastAPI.
+"""An `Exchange` over ASGI, for the routes that FastAPI declares: the same pipeline behind another transport.
 
-The fast path takes the two paths that generate, as raw ASGI: no routing, no dependency injection, no response objects a
-chunk. Everything else goes on to the application.
+Clients meet it where `client_http.py` leaves a request to FastAPI, such as one that names its path in an unusual way.
 """
 
 from __future__ import annotations
@@ -10,17 +9,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from serving.gateway.exchange import BodyTooLarge, BodyTooSlow, ClientGone, Exchange, Headers
-from serving.gateway.validate import ENDPOINTS
+from serving.gateway.exchange import BODY_TIMEOUT_S, MAX_DISCARDED_BYTES, BodyTooLarge, BodyTooSlow, ClientGone, Headers
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-BODY_TIMEOUT_S = 30.0
-MAX_DISCARDED_BYTES = 64 * 1024 * 1024
-"""Of a body that is too large so much is read and thrown away, so that the client hears why before its connection closes."""
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 
 class AsgiExchange:
@@ -37,8 +31,14 @@ class AsgiExchange:
         self.on_disconnect: Callable[[], None] | None = None
         self._receive = receive
         self._send = send
+        self._waiting: list[Message] = []
         self._is_finished = False
         self._listener: asyncio.Task[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Sending is waiting, so whatever has been written waits for `drain`."""
+        return bool(self._waiting)
 
     async def read_body(self, max_bytes: int) -> bytes:
         """The whole body, by a running total."""
@@ -52,19 +52,26 @@ class AsgiExchange:
         self._listener = loop.create_task(self._listen())
         return body
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send the head."""
-        self._check()
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    def start(self, status: int, headers: Headers) -> None:
+        """The head, for the next `drain` or `finish`."""
+        self._waiting.append({"type": "http.response.start", "status": status, "headers": list(headers)})
 
-    async def write(self, data: bytes) -> None:
-        """Send a piece; uvicorn waits here while the client does not read."""
-        self._check()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+    def write(self, data: bytes) -> None:
+        """A piece, for the next `drain` or `finish`."""
+        self._waiting.append({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def drain(self) -> None:
+        """Send what waits; uvicorn holds us up here while the client does not read."""
+        while self._waiting:
+            if self.is_disconnected:
+                raise ClientGone
+            await self._send(self._waiting.pop(0))
 
     async def finish(self, data: bytes = b"") -> None:
         """Send the last piece and the end in one."""
-        self._check()
+        await self.drain()
+        if self.is_disconnected:
+            raise ClientGone
         self._is_finished = True
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
@@ -101,30 +108,3 @@ class AsgiExchange:
             self.is_disconnected = True
             if self.on_disconnect is not None:
                 self.on_disconnect()
-
-    def _check(self) -> None:
-        if self.is_disconnected:
-            raise ClientGone
-
-
-class FastPath:
-    """Takes POSTs to the generating paths, and leaves the rest to `app`."""
-
-    def __init__(self, app: App, run: Callable[[Exchange], Awaitable[None]]) -> None:
-        self.app = app
-        self._run = run
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS:
-            await self.exchange(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request through the pipeline."""
-        exchange = AsgiExchange(scope, receive, send)
-        try:
-            await self._run(exchange)
-        finally:
-            exchange.close()

@@ -35,10 +35,9 @@ class Endpoint:
     is_ready: bool
 
     @property
-    def url(self) -> str:
-        """Base URL of its OpenAI port."""
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}"
+    def authority(self) -> str:
+        """Host and port of its OpenAI port, as a `Host` header has them."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 class Source(Protocol):

@@ -8,20 +8,17 @@ before it has looked at the prompt.
 from __future__ import annotations
 
 import asyncio
-
-import aiohttp
+from collections.abc import Sequence
+from typing import Protocol
 
 from serving.gateway import errors, sse
+from serving.gateway.engine_http import ConnectionPool, EngineConnection
 from serving.gateway.errors import ApiError, ErrorKind
 from serving.gateway.route import NONE_READY_RETRY_S, Seat
 
-KEEPALIVE_S = 2.0
-"""Idle connections are closed well before the engine's server does (5 s), so that none is used as it is being closed."""
-_RECYCLE_S = 1.0
 _MAX_ERROR_BYTES = 16 * 1024
 _MAX_MESSAGE_CHARS = 500
-_NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "User-Agent")
-_FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
+_ENDED_EARLY = "the engine ended its answer before its first event"
 
 
 class EngineFailed(Exception):
@@ -41,56 +38,117 @@ class EngineLost(Exception):
     """The engine broke off after its first event."""
 
 
-class Upstream:
-    """An engine's answer, from its first event on. It holds its seat until `abort` or `recycle`."""
+class Reader(Protocol):
+    """Takes an engine's events as they come. Called on the event loop, straight from the socket; must not raise."""
 
-    def __init__(self, seat: Seat, response: aiohttp.ClientResponse) -> None:
-        self.first: list[bytes] = []
+    def events(self, events: Sequence[bytes]) -> None:
+        """One or more events, without their blank lines."""
+
+    def ended(self, reason: str) -> None:
+        """No more events come: the message is over, or the connection broke, or the framing is lost."""
+
+
+class Upstream:
+    """An engine's answer. It holds its seat and its connection until `abort` or `recycle`."""
+
+    def __init__(self, seat: Seat, connection: EngineConnection) -> None:
         self._seat = seat
-        self._response = response
+        self._connection = connection
         self._splitter = sse.EventSplitter()
+        self._reader: Reader | None = None
+        self._first: list[bytes] = []
+        self._error_body = b""
+        self._begun: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """The status, once there is an event or will never be one."""
+        self._end: str | None = None
         self._is_over = False
 
-    async def next(self) -> list[bytes]:
-        """The next events; none where the engine has ended its answer.
+    async def begin(self) -> None:
+        """Wait for the first event.
 
         Raises:
-            EngineLost: the connection broke or the framing is lost.
+            EngineFailed: there is none.
+            ApiError: `rejected_by_engine`: the engine finds fault with the request, as every engine would.
         """
-        try:
-            while data := await self._response.content.readany():
-                if events := self._splitter.feed(data):
-                    return events
-        except (*_FAILURES, sse.BrokenStream) as error:
-            raise EngineLost(f"{type(error).__name__}: {error}") from error
-        return []
+        status = await self._begun
+        if status not in (0, 200):
+            said = sse.engine_error(b"data: " + self._error_body)
+            raise _refusal(status, "" if said is None else said.message)
+        if not self._first:
+            raise EngineFailed(errors.ENGINE_UNAVAILABLE, self._end or _ENDED_EARLY)
+        if (said := sse.engine_error(self._first[0])) is not None:
+            raise _refusal(said.code, said.message)
+
+    def read(self, reader: Reader) -> None:
+        """Give all events, those that are there already included, to `reader`."""
+        self._reader = reader
+        reader.events(self._first)
+        if self._end is not None:
+            reader.ended(self._end)
+
+    def pause(self) -> None:
+        """Take no more from the engine for now."""
+        self._connection.pause()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._connection.resume()
 
     def recycle(self) -> None:
-        """The answer is complete: free the seat, and the connection as soon as the engine has ended its message."""
-        self._is_over = True
-        self._seat.release()
-        if not self._response.content.is_eof():
-            asyncio.get_running_loop().call_later(_RECYCLE_S, self._response.close)
+        """The answer is complete: free the seat and the connection."""
+        self._let_go()
+        self._connection.release()
 
     def abort(self) -> None:
         """Close the connection, which tells the engine to stop. Changes nothing after `recycle`."""
         if not self._is_over:
-            self._is_over = True
-            self._response.close()
-            self._seat.release()
+            self._let_go()
+            self._connection.abort()
+
+    def received(self, status: int, body: bytes) -> None:
+        """A piece of the answer, from the connection."""
+        if self._is_over or self._end is not None:
+            return
+        if status != 200:
+            self._error_body += body[: _MAX_ERROR_BYTES - len(self._error_body)]
+            return
+        try:
+            events = self._splitter.feed(body)
+        except sse.BrokenStream as error:
+            self.ended(status, str(error))
+            return
+        if not events:
+            return
+        if self._reader is not None:
+            self._reader.events(events)
+        else:
+            self._first += events
+            self._has_begun(status)
+
+    def ended(self, status: int, reason: str) -> None:
+        """The end of the answer, from the connection."""
+        if self._is_over or self._end is not None:
+            return
+        self._end = reason
+        self._has_begun(status)
+        if self._reader is not None:
+            self._reader.ended(reason)
+
+    def _has_begun(self, status: int) -> None:
+        if not self._begun.done():
+            self._begun.set_result(status)
+
+    def _let_go(self) -> None:
+        self._is_over = True
+        self._reader = None
+        self._seat.release()
 
 
 class Dispatcher:
     """Asks engines."""
 
     def __init__(self, connect_s: float) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
-            auto_decompress=False,
-            skip_auto_headers=_NO_AUTO_HEADERS,
-        )
+        self._pool = ConnectionPool(connect_s)
 
     async def send(self, seat: Seat, path: str, body: bytes, request_id: str) -> Upstream:
         """Ask the engine at `seat`, and wait for its first event. The client's headers do not travel.
@@ -99,30 +157,22 @@ class Dispatcher:
             EngineFailed: nothing came; the seat is free again.
             ApiError: `rejected_by_engine`: the engine finds fault with the request, as every engine would.
         """
+        endpoint = seat.engine.endpoint
         try:
-            response = await self._session.post(
-                seat.engine.endpoint.url + path,
-                data=body,
-                headers={"content-type": "application/json", "x-request-id": request_id},
-                allow_redirects=False,
-            )
+            connection = await self._pool.get((endpoint.address, endpoint.port))
         except BaseException as error:
             seat.release()
-            if isinstance(error, _FAILURES):
+            if isinstance(error, OSError):  # TimeoutError is one
                 raise EngineFailed(errors.ENGINE_UNAVAILABLE, f"{type(error).__name__}: {error}") from error
             raise
-        upstream = Upstream(seat, response)
+        upstream = Upstream(seat, connection)
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: {endpoint.authority}\r\ncontent-type: application/json\r\n"
+            f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        connection.ask(upstream, (head.encode(), body))
         try:
-            if response.status != 200:
-                await _raise_refusal(response)
-            upstream.first = await upstream.next()
-            if not upstream.first:
-                raise EngineFailed(errors.ENGINE_UNAVAILABLE, "the engine ended its answer before its first event")
-            if (said := sse.engine_error(upstream.first[0])) is not None:
-                raise _refusal(said.code, said.message)
-        except EngineLost as error:
-            upstream.abort()
-            raise EngineFailed(errors.ENGINE_UNAVAILABLE, str(error)) from error
+            await upstream.begin()
         except BaseException:
             upstream.abort()
             raise
@@ -130,16 +180,7 @@ class Dispatcher:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._session.close()
-
-
-async def _raise_refusal(response: aiohttp.ClientResponse) -> None:
-    try:
-        body = await response.content.read(_MAX_ERROR_BYTES)
-    except _FAILURES as error:
-        raise EngineFailed(errors.ENGINE_ERROR, f"status {response.status}") from error
-    said = sse.engine_error(b"data: " + body)
-    raise _refusal(response.status, "" if said is None else said.message)
+        self._pool.close()
 
 
 def _refusal(code: int | str | None, message: str) -> Exception:

@@ -28,6 +28,8 @@ INVALID_API_KEY = ErrorKind("invalid_api_key", 401, _REQUEST)
 AUTH_UNAVAILABLE = ErrorKind("auth_unavailable", 503, _SERVER)
 """The key is not known here and the table of keys does not answer."""
 
+INVALID_HTTP = ErrorKind("invalid_http", 400, _REQUEST)
+"""Not HTTP, or HTTP that two readers may understand differently; the connection is closed."""
 INVALID_JSON = ErrorKind("invalid_json", 400, _REQUEST)
 INVALID_UTF8 = ErrorKind("invalid_utf8", 400, _REQUEST)
 JSON_TOO_DEEP = ErrorKind("json_too_deep", 400, _REQUEST)

@@ -30,7 +30,7 @@ from serving.gateway.calls import CLIENT_GONE_STATUS, Call, record
 from serving.gateway.context import Context, ContextCounter
 from serving.gateway.dispatch import Dispatcher, EngineFailed, EngineLost, Upstream
 from serving.gateway.errors import ApiError
-from serving.gateway.exchange import BodyTooLarge, BodyTooSlow, ClientGone, Exchange
+from serving.gateway.exchange import BodyBroken, BodyTooLarge, BodyTooSlow, ClientGone, Exchange
 from serving.gateway.limits import EXPECTED_OUTPUT_TOKENS, Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
@@ -174,7 +174,7 @@ class Pipeline:
         an event is open. An engine that has not finished is told to stop before this returns."""
         upstream: Upstream | None = None
         try:
-            async with Watch(exchange, self._settings.timeouts) as watch:
+            async with Watch(exchange, self._settings.timeouts, sink.beat) as watch:
                 upstream = await self._ask(exchange.path, body, call, model, meter, watch)
                 await relay(upstream, sink, meter, watch)
             upstream.recycle()
@@ -267,6 +267,8 @@ class Pipeline:
             raise ApiError(errors.BODY_TOO_LARGE, f"Bodies may have {self._settings.max_body_bytes} bytes.") from error
         except BodyTooSlow as error:
             raise ApiError(errors.BODY_TOO_SLOW, "The body did not arrive in time.") from error
+        except BodyBroken as error:
+            raise ApiError(errors.INVALID_HTTP, "The body is not framed as its headers say.") from error
 
     def _meter(self, call: Call, principal: Principal, model: ServedModel, context: Context) -> Meter:
         opened = UsageOpen(
@@ -316,7 +318,7 @@ async def _answer(exchange: Exchange, call: Call, error: ApiError) -> None:
     body = error.body()
     head = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
     with suppress(ClientGone):
-        await exchange.start(error.kind.status, (*head, _request_id_header(call), *error.all_headers()))
+        exchange.start(error.kind.status, (*head, _request_id_header(call), *error.all_headers()))
         await exchange.finish(body)
 
 

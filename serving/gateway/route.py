@@ -61,10 +61,10 @@ class Pool:
 
     def update(self, endpoints: Sequence[Endpoint]) -> None:
         """Take over a new list of endpoints. An engine that stays keeps its seats and its ejection."""
-        known = {(engine.endpoint.name, engine.endpoint.url): engine for engine in self._engines}
+        known = {(engine.endpoint.name, engine.endpoint.authority): engine for engine in self._engines}
         engines = []
         for endpoint in endpoints:
-            engine = known.get((endpoint.name, endpoint.url)) or Engine(endpoint)
+            engine = known.get((endpoint.name, endpoint.authority)) or Engine(endpoint)
             engine.endpoint = endpoint
             engines.append(engine)
         self._engines = engines

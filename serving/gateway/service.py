@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, cast
 import boto3
 import structlog
 from botocore.config import Config
+from fastapi import FastAPI
 
 from serving.gateway.admin import AdminParts
 from serving.gateway.app import build_app
-from serving.gateway.asgi import FastPath
 from serving.gateway.auth import Authenticator
 from serving.gateway.context import ContextCounter
 from serving.gateway.discovery import DnsSource, FileSource, Source, watch
 from serving.gateway.dispatch import Dispatcher
+from serving.gateway.exchange import Exchange
 from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
@@ -82,7 +83,7 @@ class Service:
     def __init__(self, settings: GatewaySettings, *, gateway: str, journal_dir: Path, endpoints_dir: Path | None) -> None:
         self.metrics = Metrics([model.model_class for model in settings.models])
         self.is_draining = False
-        self.app: FastPath | None = None
+        self.app: FastAPI | None = None
         """The public API; None until started."""
         self._settings = settings
         self._gateway = gateway
@@ -100,6 +101,11 @@ class Service:
             return ["starting"]
         reasons = ["draining"] if self.is_draining else []
         return reasons if self._journal.healthy else [*reasons, self._journal.reason]
+
+    async def run(self, exchange: Exchange) -> None:
+        """Serve one request that generates; the protocol calls it, of the public port, which opens after the start."""
+        assert self._pipeline is not None
+        await self._pipeline.run(exchange)
 
     def admin_parts(self) -> AdminParts | None:
         """What the admin API works on."""

@@ -1,15 +1,16 @@
 """An engine's events on their way to the client: relayed as they come, counted as they pass.
 
 The client of a stream gets each event in the same moment and with the same bytes, less the running token counts, which are
-ours. It is slowed down by waiting for its socket before reading on, so nothing piles up here. The client of a plain
-answer gets one document at the end. Both ends come only after the bill is durable: `relay` returns before the end is sent.
+ours: that happens where the engine's socket is read, without a task switch. A client that does not keep up is waited for, and its
+engine is not read meanwhile, so no more than the socket's buffer piles up here. The client of a plain answer gets one document
+at the end. Both ends come only after the bill is durable: `relay` returns before the end is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from serving.gateway import sse
 from serving.gateway.assemble import Assembly
@@ -22,7 +23,9 @@ from serving.gateway.watch import Watch
 
 _ABORTED = "abort"
 """The finish reason of a vLLM that stops with requests running. To a client that is no way to finish."""
-_End = Literal["done"] | EngineLost
+_NOT_COMPLETE = "the engine ended its answer without saying that it is complete"
+_HEARTBEAT = b": the engine is working\n\n"
+"""A comment, by the rules of event streams: clients skip it."""
 
 _STREAM_HEADERS: Headers = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"))
 
@@ -33,6 +36,10 @@ class Sink(Protocol):
     is_started: bool
     """Something of the answer has been sent: it can no longer become an error with a status of its own."""
 
+    @property
+    def is_full(self) -> bool:
+        """The client does not take what it has been sent: `drain` before more."""
+
     def add(self, event: bytes, bare: bytes, *, is_final_usage: bool) -> None:
         """Take an event, whole and without its counts.
 
@@ -40,8 +47,18 @@ class Sink(Protocol):
             BrokenStream: it cannot be used.
         """
 
-    async def flush(self, meter: Meter) -> None:
+    def flush(self, meter: Meter, now_s: float) -> None:
         """Send what has been added."""
+
+    def beat(self) -> None:
+        """The engine is silent: show the client that the connection lives."""
+
+    async def drain(self) -> None:
+        """Return when the client takes more.
+
+        Raises:
+            ClientGone: it never will.
+        """
 
     async def end(self, meter: Meter) -> None:
         """Say that the answer is complete. The bill is durable."""
@@ -67,32 +84,50 @@ class StreamSink:
         elif self._wants_usage:
             self._waiting += (event, b"\n\n")
 
-    async def flush(self, meter: Meter) -> None:
+    @property
+    def is_full(self) -> bool:
+        """The exchange is."""
+        return self._exchange.is_full
+
+    def flush(self, meter: Meter, now_s: float) -> None:
         """Send all in one piece, the answer's head before the first."""
         if not self._waiting:
             return
         data = b"".join(self._waiting)
         self._waiting.clear()
-        if not self.is_started:
-            self.is_started = True
-            await self._exchange.start(200, (*_STREAM_HEADERS, *self._headers))
-        await self._exchange.write(data)
+        self._start()
+        self._exchange.write(data)
         if meter.first_sent_s is None and meter.output_tokens:
-            meter.first_sent_s = asyncio.get_running_loop().time()
+            meter.first_sent_s = now_s
+
+    def beat(self) -> None:
+        """Send a comment. From the first one on, failures are events too."""
+        self._start()
+        self._exchange.write(_HEARTBEAT)
+
+    async def drain(self) -> None:
+        """Wait for the exchange."""
+        await self._exchange.drain()
 
     async def end(self, meter: Meter) -> None:
         """Send `[DONE]`."""
-        if not self.is_started:
-            await self._exchange.start(200, (*_STREAM_HEADERS, *self._headers))
+        self._start()
         await self._exchange.finish(sse.DONE + b"\n\n")
 
     async def fail(self, error: ApiError) -> None:
         """Send the error as an event; there is no `[DONE]` behind it."""
         await self._exchange.finish(sse.error_event(error.body()))
 
+    def _start(self) -> None:
+        if not self.is_started:
+            self.is_started = True
+            self._exchange.start(200, (*_STREAM_HEADERS, *self._headers))
+
 
 class DocumentSink:
     """A client that wants one document. Nothing is sent before the end, so a failure is an error with its own status."""
+
+    is_full = False
 
     def __init__(self, exchange: Exchange, headers: Headers, endpoint: Endpoint) -> None:
         self.is_started = False
@@ -104,15 +139,21 @@ class DocumentSink:
         """Put the event's piece to the answer."""
         self._assembly.add(bare)
 
-    async def flush(self, meter: Meter) -> None:
+    def flush(self, meter: Meter, now_s: float) -> None:
         """Nothing is sent before the end."""
+
+    def beat(self) -> None:
+        """Nothing can be sent that is not the answer."""
+
+    async def drain(self) -> None:
+        """There is nothing to wait for."""
 
     async def end(self, meter: Meter) -> None:
         """Send the document."""
         body = self._assembly.document(meter.usage())
         self.is_started = True
         head = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *self._headers)
-        await self._exchange.start(200, head)
+        self._exchange.start(200, head)
         await self._exchange.finish(body)
 
     async def fail(self, error: ApiError) -> None:
@@ -127,52 +168,92 @@ async def relay(upstream: Upstream, sink: Sink, meter: Meter, watch: Watch) -> N
         EngineLost: it breaks off before that, tells of a failure, or sends what cannot be read.
         ClientGone: nobody is there to take it.
     """
-    now = asyncio.get_running_loop().time
-    events, end = upstream.first, None
-    while end is None:
-        now_s = now()
-        watch.heard(now_s)
-        end = _count_and_add(events, sink, meter, now_s)
-        meter.note(now_s)
-        watch.is_writing = True
-        await sink.flush(meter)
-        watch.is_writing = False
-        watch.heard(now())
-        if end is None:
-            events, end = await _next(upstream)
-    if isinstance(end, EngineLost) and not meter.is_final:
-        raise end
+    relaying = _Relay(upstream, sink, meter, watch)
+    upstream.read(relaying)
+    while not relaying.is_over:
+        await relaying.changed()
+        if sink.is_full:
+            watch.is_writing = True
+            await sink.drain()
+            watch.is_writing = False
+            watch.heard(asyncio.get_running_loop().time())
+            upstream.resume()
+    if relaying.failure is not None and not meter.is_final:
+        raise relaying.failure
 
 
-async def _next(upstream: Upstream) -> tuple[list[bytes], EngineLost | None]:
-    """The next events, or why there are none."""
-    try:
-        events = await upstream.next()
-    except EngineLost as lost:
-        return [], lost
-    return events, None if events else EngineLost("the engine ended its answer without saying that it is complete")
+class _Relay:
+    """Takes events where the engine's socket is read. `changed` wakes the request's task only for what it has to wait for: a
+    client that does not keep up, and the end."""
 
+    def __init__(self, upstream: Upstream, sink: Sink, meter: Meter, watch: Watch) -> None:
+        self.is_over = False
+        """Nothing more is taken."""
+        self.failure: Exception | None = None
+        self._upstream = upstream
+        self._sink = sink
+        self._meter = meter
+        self._watch = watch
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] | None = None
 
-def _count_and_add(events: Sequence[bytes], sink: Sink, meter: Meter, now_s: float) -> _End | None:
-    """Take each event's counts and give the rest to the sink; says so when one of them is the end. What came before a failure is
-    good."""
-    try:
+    async def changed(self) -> None:
+        """Return when it is over or the client is full."""
+        if not self.is_over and not self._sink.is_full:
+            self._waiting = self._loop.create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+
+    def events(self, events: Sequence[bytes]) -> None:
+        """Count and pass on. What came before a failure is good."""
+        if self.is_over:
+            return
+        now_s = self._loop.time()
+        self._watch.heard(now_s)
+        try:
+            self._count_and_add(events, now_s)
+            self._meter.note(now_s)
+            self._sink.flush(self._meter, now_s)
+        except Exception as error:  # a defect, or what the transport refuses: the request's task tells the client
+            self._finish(error)
+        if self._sink.is_full:
+            self._upstream.pause()
+            self._wake()
+
+    def ended(self, reason: str) -> None:
+        """The engine says no more."""
+        if not self.is_over:
+            self._finish(EngineLost(reason or _NOT_COMPLETE))
+
+    def _count_and_add(self, events: Sequence[bytes], now_s: float) -> None:
+        meter, sink = self._meter, self._sink
         for event in events:
             if event == sse.DONE:
-                return "done"
+                return self._finish(None)
             if (said := sse.engine_error(event)) is not None:
-                return EngineLost(f"the engine says {said.code}: {said.message:.200}")
-            bare, usage = sse.cut_usage(event)
-            is_final_usage = sse.has_no_choices(event)
-            if usage is not None and is_final_usage:
-                meter.final(usage, now_s)
-            elif usage is not None:
-                meter.running(usage, sse.choice_index(event), now_s)
-            reason = sse.finish_reason(event)
-            if reason == _ABORTED:
-                return EngineLost("the engine aborted the request")
-            meter.finish_reason = reason or meter.finish_reason
-            sink.add(event, bare, is_final_usage=is_final_usage)
-    except sse.BrokenStream as error:
-        return EngineLost(str(error))
-    return None
+                return self._finish(EngineLost(f"the engine says {said.code}: {said.message:.200}"))
+            try:
+                bare, usage = sse.cut_usage(event)
+                is_final_usage = sse.has_no_choices(event)
+                if usage is not None and is_final_usage:
+                    meter.final(usage, now_s)
+                elif usage is not None:
+                    meter.running(usage, sse.choice_index(event), now_s)
+                reason = sse.finish_reason(event)
+                if reason == _ABORTED:
+                    return self._finish(EngineLost("the engine aborted the request"))
+                meter.finish_reason = reason or meter.finish_reason
+                sink.add(event, bare, is_final_usage=is_final_usage)
+            except sse.BrokenStream as error:
+                return self._finish(EngineLost(str(error)))
+        return None
+
+    def _finish(self, failure: Exception | None) -> None:
+        self.is_over, self.failure = True, failure
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)

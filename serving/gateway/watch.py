@@ -2,12 +2,13 @@
 
 While a request is at an engine it waits in many places: for a connection, for tokens, for the client to read. One watch
 covers them all: it cancels whatever is being awaited and says why. Limits are checked by a timer that is set again only when it
-fires, so a chunk costs one assignment and no timer.
+fires, so a chunk costs one assignment and no timer. While an engine is silent, the same timer gives the client a sign of life.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
 
@@ -40,16 +41,17 @@ class Watch:
         Interrupted: with its cause.
     """
 
-    def __init__(self, exchange: Exchange, timeouts: Timeouts) -> None:
+    def __init__(self, exchange: Exchange, timeouts: Timeouts, beat: Callable[[], None]) -> None:
         self.is_writing = False
         """The client is being written to: silence is its doing, not the engine's."""
         self._exchange = exchange
         self._timeouts = timeouts
+        self._beat = beat
         self._loop = asyncio.get_running_loop()
         self._scope = asyncio.timeout(None)
         self._cause: Cause | None = None
         self._deadline_s = exchange.received_s + timeouts.request_s
-        self._heard_s = self._loop.time()
+        self._heard_s = self._beat_s = self._loop.time()
         self._has_first = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -73,7 +75,7 @@ class Watch:
 
     def asking(self) -> None:
         """An engine is about to be asked: its time to the first token begins."""
-        self._heard_s = self._loop.time()
+        self._heard_s = self._beat_s = self._loop.time()
 
     def heard(self, now_s: float) -> None:
         """Something came from the engine, or the client took what it was sent."""
@@ -94,7 +96,12 @@ class Watch:
         if now_s >= self._deadline_s:
             self._interrupt(Cause.TOO_LONG)
         elif now_s < due_s:
-            self._timer = self._loop.call_at(min(due_s, self._deadline_s, now_s + limits.gap_s), self._check)
+            beat_s = max(self._heard_s, self._beat_s) + limits.heartbeat_s
+            if now_s >= beat_s and not self.is_writing:
+                self._beat()
+                self._beat_s = now_s
+            beat_s = max(beat_s, now_s + limits.heartbeat_s / 2)
+            self._timer = self._loop.call_at(min(due_s, self._deadline_s, now_s + limits.gap_s, beat_s), self._check)
         elif self.is_writing:
             self._interrupt(Cause.CLIENT_STALLED)
         else:

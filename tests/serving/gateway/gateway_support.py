@@ -17,11 +17,13 @@ import aiohttp
 import openai
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from serving.gateway import keys
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
+from serving.gateway.client_http import client_protocol
 from serving.gateway.context import ContextCounter
 from serving.gateway.discovery import Endpoint
 from serving.gateway.dispatch import Dispatcher
@@ -449,14 +451,14 @@ async def running_gateway(
         metrics=metrics,
     )
     unready: list[str] = []
-    fast_path = build_app(pipeline, authenticator, models_, releases, lambda: unready)
+    app = build_app(pipeline, authenticator, models_, releases, lambda: unready)
     engines = [FakeEngine() for _ in range(num_engines)]
     for engine in engines:
         await engine.start()
     pools["small"].update([engine.endpoint for engine in engines])
     bound = socket.create_server(("127.0.0.1", 0))
-    app = fast_path if has_fast_path else fast_path.app
-    config = uvicorn.Config(app, http="httptools", ws="none", log_config=None, access_log=False, proxy_headers=False)
+    protocol = client_protocol(pipeline.run) if has_fast_path else HttpToolsProtocol
+    config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, access_log=False, proxy_headers=False)
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(

@@ -102,5 +102,5 @@ async def test_an_engine_that_stays_keeps_its_seats_and_its_ejection() -> None:
     assert b'flotilla_engines_ready{model="small"} 0.0' in metrics.render()
 
 
-def test_an_ipv6_address_makes_a_url() -> None:
-    assert Endpoint("a", "fd00::1", 8000, True).url == "http://[fd00::1]:8000"
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    assert Endpoint("a", "fd00::1", 8000, True).authority == "[fd00::1]:8000"

@@ -213,6 +213,34 @@ async def test_a_request_that_takes_too_long_is_ended(make_gateway: Any) -> None
     assert gateway.engine.asked[0].is_aborted
 
 
+# Silence.
+
+
+async def test_a_silent_stream_carries_comments_that_clients_skip(make_gateway: Any) -> None:
+    """Load balancers and clients cut connections on which nothing comes; a long prompt takes longer than they wait."""
+    gateway: Gateway = await make_gateway(timeouts={**QUICK, "first_token_s": 5, "gap_s": 5, "heartbeat_s": 0.05})
+    gateway.engine.behaviour = Behaviour(delay_s=0.3)
+    async with gateway.post(body=chat_body(stream=True)) as answer:
+        events = await read_events(answer)
+    comments = [event for event in events if event.startswith(b":")]
+    assert events[0] in comments, "before the first token too"
+    assert len(comments) > 4
+    stream = await gateway.openai().chat.completions.create(model="small", messages=chat_body()["messages"], stream=True)
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == " Paris."
+
+
+async def test_a_failure_after_a_sign_of_life_is_an_event(make_gateway: Any) -> None:
+    gateway: Gateway = await make_gateway(timeouts={**QUICK, "heartbeat_s": 0.05})
+    gateway.engine.behaviour = Behaviour(hang_after=0)
+    async with gateway.post(body=chat_body(stream=True)) as answer:
+        assert answer.status == 200
+        events = await read_events(answer)
+    assert b'"code":"engine_timeout"' in events[-1]
+    assert gateway.journal.closed[0].outcome is Outcome.NOT_SERVED
+    async with gateway.post(body=chat_body()) as answer:
+        assert answer.status == 504, "a plain answer can still become an error"
+
+
 # Clients that leave.
 
 
