@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import combinations
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from infra.instances import GPU_MEMORY_GIB, INSTANCE_SHAPES, MAX_GPUS_PER_NODE, GpuKind
 from infra.naming import Names
@@ -210,6 +210,8 @@ class ClassFleet(_Frozen):
 
 
 InstanceType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9]+$")]
+_SORTED = AfterValidator(lambda names: tuple(sorted(names)))
+"""Of lists whose order in the file says nothing."""
 
 
 class Region(_Frozen):
@@ -217,7 +219,8 @@ class Region(_Frozen):
 
     code: Annotated[str, Field(pattern=r"^[a-z0-9]{3,6}$")]
     """Short form for names."""
-    availability_zones: Annotated[tuple[str, ...], Field(min_length=3, max_length=3)]
+    availability_zones: Annotated[tuple[str, ...], Field(min_length=3, max_length=3), _SORTED]
+    """Sorted, since a zone's place gives it its addresses: another order in the file must not move subnets."""
     vpc_cidr: Annotated[ipaddress.IPv4Network, Field(description="/16, apart from every other region's")]
     gpu_zones: dict[InstanceType, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
     """Where AWS offers each GPU instance type. It differs by account too: `flotilla preflight` asks AWS."""
@@ -230,7 +233,7 @@ class Environment(_Frozen):
     """Every provider refuses any other account."""
     home_region: str
     """Where registry and tenant writes go."""
-    regions: Annotated[tuple[str, ...], Field(min_length=1)]
+    regions: Annotated[tuple[str, ...], Field(min_length=1), _SORTED]
     models: Annotated[dict[ModelClass, str], Field(min_length=1)]
     """Which model each class serves."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pulumi
 
+from infra import migrations
 from infra.naming import PROJECT, StackName
 from infra.tags import tags_of
 
@@ -18,7 +19,8 @@ class Component(pulumi.ComponentResource):
     """Base of the project's components. `kind` is `<group>:<Noun>`, as in `artifacts:EncryptedBucket`."""
 
     def __init__(self, kind: str, name: str, stack: StackName, opts: pulumi.ResourceOptions | None) -> None:
-        super().__init__(f"{PROJECT}:{kind}", name, None, opts)
+        options = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(aliases=migrations.aliases_of(name)))
+        super().__init__(f"{PROJECT}:{kind}", name, None, options)
         self.stack = stack
         self._name = name
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -110,40 +110,44 @@ class GraphDiff:
         return tuple(change for change in self.changes if change.refusal)
 
     @property
-    def replaced_urns(self) -> frozenset[str]:
-        """URNs of what is replaced."""
-        return frozenset(change.resource.urn for change in self.of(Verdict.REPLACED))
-
-    @property
     def is_empty(self) -> bool:
         """Whether nothing would change."""
         return all(change.verdict is Verdict.UNCHANGED for change in self.changes)
 
 
-def compare(before: Graph | None, after: Graph | None, *, replaced: Collection[str] = ()) -> GraphDiff:
-    """What would change from `before` (None: nothing is there) to `after` (None: nothing shall be).
+def compare(before: Graph | None, after: Graph | None) -> GraphDiff:
+    """What would change from `before` (None: nothing is there) to `after` (None: nothing shall be), in this stack alone."""
+    (diff,) = compare_in_order([(before, after)])
+    return diff
 
-    `replaced` are the URNs of other stacks' resources that are replaced first: what holds a value of one changes with it.
-    """
-    earlier = {resource.urn: resource for resource in before.resources} if before else {}
-    later = after.resources if after else ()
-    comparison = _Comparison(earlier, later, set(replaced))
-    changes = [comparison.of(resource) for resource in later]
-    changes += [_deleted(resource) for urn, resource in earlier.items() if urn not in comparison.formerly.values()]
-    graph = after or before
-    assert graph is not None
-    return GraphDiff(graph.stack, tuple(changes))
+
+def compare_in_order(stacks: Iterable[tuple[Graph | None, Graph | None]]) -> Iterator[GraphDiff]:
+    """The same for stacks that come after those that they refer to: what one replaces or renames counts in those after it."""
+    replaced: set[str] = set()
+    renamed: dict[str, str] = {}
+    for before, after in stacks:
+        earlier = {resource.urn: resource for resource in before.resources} if before else {}
+        later = after.resources if after else ()
+        comparison = _Comparison(earlier, later, replaced, renamed)
+        changes = [comparison.of(resource) for resource in later]
+        changes += [_deleted(resource) for urn, resource in earlier.items() if urn not in comparison.formerly.values()]
+        graph = after or before
+        assert graph is not None
+        yield GraphDiff(graph.stack, tuple(changes))
 
 
 class _Comparison:
-    """One run over a stack; grows as replacements are found."""
+    """One run over a stack. `replaced` and `renamed` (new URN by old) hold those of earlier stacks, and grow by this one's."""
 
-    def __init__(self, earlier: Mapping[str, Resource], later: Sequence[Resource], replaced: set[str]) -> None:
+    def __init__(
+        self, earlier: Mapping[str, Resource], later: Sequence[Resource], replaced: set[str], renamed: dict[str, str]
+    ) -> None:
         self.formerly = former_urns(earlier, later)
         self._earlier = earlier
         self._later = {resource.urn: resource for resource in later}
         self._replaced = replaced
-        self._renamed = {old: new for new, old in self.formerly.items() if old != new}
+        self._renamed = renamed
+        renamed.update((old, new) for new, old in self.formerly.items() if old != new)
 
     def of(self, after: Resource) -> ResourceChange:
         """What happens to one resource of the later graph; those it depends on have been asked about."""

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.embedded.against import commit_of, graphs_at
-from infra.embedded.diff import GraphDiff, PropertyChange, Refusal, ResourceChange, Verdict, compare
+from infra.embedded.diff import GraphDiff, PropertyChange, Refusal, ResourceChange, Verdict, compare_in_order
 from infra.embedded.graph import Graph
 from infra.embedded.graph_json import load_graph
 from infra.embedded.property_paths import ABSENT
@@ -132,18 +132,20 @@ def preview_against(stack: str, ref: str) -> PreviewReport:
 def _compared(
     wanted: Sequence[str], graphs: Mapping[str, Graph], earlier: Callable[[str], Graph | None]
 ) -> tuple[StackPreview, ...]:
-    """A preview of each of `wanted`; what those that they refer to replace counts too."""
-    previews: list[StackPreview] = []
-    replaced: set[str] = set()
-    for name in [*graphs, *(stack for stack in wanted if stack not in graphs)]:
-        before, after = earlier(name), graphs.get(name)
-        diff = compare(before, after, replaced=replaced)
-        replaced |= diff.replaced_urns
-        if name in wanted:
-            presence = Presence.NEW if before is None else Presence.REMOVED if after is None else Presence.BOTH
-            num_by_type = Counter(resource.type for resource in after.resources) if after else Counter()
-            previews.append(StackPreview(name, presence, dict(sorted(num_by_type.items())), diff))
-    return tuple(previews)
+    """A preview of each of `wanted`; what those that they refer to replace or rename counts too."""
+    stacks = [*graphs, *(stack for stack in wanted if stack not in graphs)]
+    sides = [(earlier(stack), graphs.get(stack)) for stack in stacks]
+    return tuple(
+        _stack_preview(stack, before, after, diff)
+        for stack, (before, after), diff in zip(stacks, sides, compare_in_order(sides), strict=True)
+        if stack in wanted
+    )
+
+
+def _stack_preview(stack: str, before: Graph | None, after: Graph | None, diff: GraphDiff) -> StackPreview:
+    presence = Presence.NEW if before is None else Presence.REMOVED if after is None else Presence.BOTH
+    num_by_type = Counter(resource.type for resource in after.resources) if after else Counter[str]()
+    return StackPreview(stack, presence, dict(sorted(num_by_type.items())), diff)
 
 
 def render(report: PreviewReport) -> RenderableType:

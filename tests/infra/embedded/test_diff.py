@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.embedded.diff import REMADE, GraphDiff, PropertyChange, Refusal, ResourceChange, Verdict, compare
+from infra.embedded.diff import REMADE, GraphDiff, PropertyChange, Refusal, ResourceChange, Verdict, compare, compare_in_order
 from infra.embedded.graph import Graph, Options, Resource, Secret, token
 from infra.embedded.property_paths import ABSENT, kept, parse, values_at
 
@@ -163,12 +163,19 @@ def test_a_replacement_reaches_all_that_holds_what_it_computes() -> None:
     assert diff.changes[1].forced_by == ("vpcId",)
     assert diff.changes[1].properties[0].after == token(urn(VPC, "vpc"), "id") + REMADE
     assert diff.changes[3].properties == (PropertyChange("policy", "[secret]", "[secret]" + REMADE),)
-    other_stack = compare(
-        graph(resource("r", kind=SUBNET, vpcId=token("urn:pulumi:t::p::x::vpc", "id"))),
-        graph(resource("r", kind=SUBNET, vpcId=token("urn:pulumi:t::p::x::vpc", "id"))),
-        replaced={"urn:pulumi:t::p::x::vpc"},
-    )
-    assert only(other_stack).verdict is Verdict.REPLACED
+
+
+def test_a_replacement_or_a_rename_in_one_stack_reaches_those_after_it() -> None:
+    user = resource("user", kind=SUBNET, vpcId=token(urn(VPC, "vpc"), "id"))
+
+    def vpc(name: str, *aliases: str, cidr: str = "10.0.0.0/16") -> Graph:
+        return graph(resource(name, Options(aliases=aliases), kind=VPC, cidrBlock=cidr))
+
+    _, later = compare_in_order([(vpc("vpc"), vpc("vpc", cidr="10.1.0.0/16")), (graph(user), graph(user))])
+    assert only(later).verdict is Verdict.REPLACED
+    follower = replace(user, inputs={"vpcId": token(urn(VPC, "new"), "id")})
+    _, later = compare_in_order([(vpc("vpc"), vpc("new", "name=vpc")), (graph(user), graph(follower))])
+    assert only(later).verdict is Verdict.UNCHANGED
 
 
 def test_another_cluster_or_region_behind_a_provider_replaces_what_it_has_made() -> None:

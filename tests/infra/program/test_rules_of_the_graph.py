@@ -10,6 +10,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 import pytest
+from protected_types import PROTECTED_TYPES
 from pulumi import _types
 
 from infra.config import load_catalog
@@ -21,17 +22,6 @@ from infra.naming import parse_stack
 from infra.tags import REQUIRED
 
 Rule = Callable[[Graph], list[str]]
-PROTECTED_TYPES = (
-    "aws:s3/bucket:Bucket",
-    "aws:kms/key:Key",
-    "aws:kms/replicaKey:ReplicaKey",
-    "aws:dynamodb/table:Table",
-    "aws:secretsmanager/secret:Secret",
-    "aws:secretsmanager/secretVersion:SecretVersion",
-    "aws:eks/cluster:Cluster",
-    "aws:route53/zone:Zone",
-    "kubernetes:core/v1:Namespace",
-)
 UNNAMED_TYPES = ("pulumi:providers:aws", "pulumi:providers:kubernetes")
 
 
