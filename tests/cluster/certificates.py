@@ -39,14 +39,14 @@ class Authority:
         self.pair = _written(folder, name, certificate, self._key)
 
     def sign(self, name: str, organisation: str = "", hosts: tuple[str, ...] = ()) -> Pair:
-        """For a server at `hosts`, or for the client `name` in the group `organisation`."""
+        """For the client `name` in the group `organisation`, which is a server too where it has `hosts`."""
         key = ec.generate_private_key(ec.SECP256R1())
         parts = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
         if organisation:
             parts.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation))
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])]
         builder = (
-            _builder(x509.Name(parts), key).issuer_name(self._name).add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            _builder(x509.Name(parts), key).issuer_name(self._name).add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         )
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)

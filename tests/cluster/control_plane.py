@@ -48,7 +48,9 @@ class ControlPlane:
 
     assets: Path
     folder: Path
+    authority: Authority
     kubeconfig: Path
+    """Of its administrator."""
     kube: Kube
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -69,7 +71,7 @@ def control_plane(assets: Path, folder: Path) -> Iterator[ControlPlane]:
         RuntimeError: a part did not start; the message ends with its log.
     """
     folder.mkdir(parents=True)
-    plane = ControlPlane(assets, folder, folder / "kubeconfig", Kube.unconnected())
+    plane = ControlPlane(assets, folder, Authority(folder, "kubernetes-ca"), folder / "none", Kube.unconnected())
     try:
         _start_all(plane)
         yield plane
@@ -118,7 +120,7 @@ def tail(log: Path, num_lines: int = 30) -> str:
 
 def _start_all(plane: ControlPlane) -> None:
     folder = plane.folder
-    authority, front_proxy = Authority(folder, "kubernetes-ca"), Authority(folder, "front-proxy-ca")
+    authority, front_proxy = plane.authority, Authority(folder, "front-proxy-ca")
     serving = authority.sign("kube-apiserver", hosts=(HOST, "localhost", "kubernetes.default.svc"))
     proxy_client = front_proxy.sign("front-proxy-client")
     accounts_key = signing_key(folder)

@@ -190,8 +190,8 @@ class Kube:
     ) -> tuple[Any, list[str]]:
         content_type = content_type or "application/json"
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        # The client encodes only what it knows as JSON; the kinds of patch it does not.
-        sent = body if body is None or content_type == "application/json" else json.dumps(body)
+        # The client encodes what is JSON by its type, and an apply is YAML by its.
+        sent = body if body is None or content_type.endswith("json") else json.dumps(body)
         request = self.api.param_serialize(method, path, query_params=list(query), header_params=headers, body=sent)
         response = self.api.call_api(*request, _request_timeout=REQUEST_TIMEOUT_S)
         data: bytes = response.read()
