@@ -33,6 +33,21 @@ def trust(
     )
 
 
+def trust_within(account_id: str, principals: Sequence[str]) -> str:
+    """The document that lets `principals` of the account take a role: ARNs, in which `*` stands for anything.
+
+    They are a condition rather than the principal: IAM refuses a principal that does not exist yet, and one that was deleted and
+    made again would be locked out.
+    """
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": account_root(account_id)},
+        "Action": "sts:AssumeRole",
+        "Condition": {"ArnLike": {"aws:PrincipalArn": sorted(principals)}},
+    }
+    return compact_json({"Version": "2012-10-17", "Statement": [statement]})
+
+
 def document(*statements: Statement) -> pulumi.Output[str]:
     """A policy document as JSON."""
     return pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})
@@ -56,6 +71,16 @@ def table_arn(region: str, account_id: str, table: str) -> str:
 def secret_arn(region: str, account_id: str, secret: str) -> str:
     """Pattern of a secret's ARN in `region`: AWS ends it with a hyphen and six characters of its own."""
     return f"arn:aws:secretsmanager:{region}:{account_id}:secret:{secret}-??????"
+
+
+def repository_arn(region: str, account_id: str, repository: str) -> str:
+    """ARN of a repository of images."""
+    return f"arn:aws:ecr:{region}:{account_id}:repository/{repository}"
+
+
+def repository_address(region: str, account_id: str, repository: str) -> str:
+    """Where a repository's images are pulled from, without tag or digest."""
+    return f"{account_id}.dkr.ecr.{region}.amazonaws.com/{repository}"
 
 
 def account_root(account_id: str) -> str:

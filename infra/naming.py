@@ -125,3 +125,7 @@ class Names:
     def secret(self, what: str) -> str:
         """Name of a secret; the slashes let a policy speak of them all."""
         return f"{self.prefix}/{self.environment}/{what}"
+
+    def repository(self, what: str) -> str:
+        """Name of a repository of images; templates and rules of the registry go by what is before its last slash."""
+        return f"{self.prefix}/{self.environment}/{what}"

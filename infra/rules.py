@@ -13,7 +13,7 @@ from infra import versions
 from infra.catalog import Catalog
 from infra.instances import INSTANCE_SHAPES, GpuKind
 from infra.naming import LOCAL, PROJECT, StackName
-from infra.stack_config import ClusterConfig, LayerConfig, ServingConfig
+from infra.stack_config import ClusterConfig, FoundationConfig, LayerConfig, ServingConfig
 from infra.stack_config.serving import HOST_IMAGE
 
 
@@ -25,6 +25,8 @@ def stack_file_name(stack: StackName) -> str:
 def faults_of(stack: StackName, catalog: Catalog, config: LayerConfig, cluster: ClusterConfig | None, today: date) -> list[str]:
     """Every broken rule of the stack. `cluster` is what a serving stack runs on; None leaves out what depends on it."""
     match config:
+        case FoundationConfig():
+            return list(_duties(stack, catalog, config))
         case ClusterConfig():
             return [*_zones(stack, catalog, config), *_support(stack, config, today)]
         case ServingConfig():
@@ -39,6 +41,18 @@ def faults_of(stack: StackName, catalog: Catalog, config: LayerConfig, cluster: 
 
 def _key(stack: StackName, path: str) -> str:
     return f"{stack_file_name(stack)}: `{PROJECT}:{path}`"
+
+
+def _duties(stack: StackName, catalog: Catalog, config: FoundationConfig) -> Iterator[str]:
+    """A role trusts its own account alone, so a principal of another could never take it."""
+    account_id = catalog.environments[stack.environment].account_id
+    for duty, principals in config.duties:
+        for principal in principals:
+            if principal.split(":")[4] != account_id:
+                yield (
+                    f"{_key(stack, f'duties.{duty}')} names {principal}, must be of account {account_id}. Name a role of that"
+                    " account, which others may take."
+                )
 
 
 def _zones(stack: StackName, catalog: Catalog, config: ClusterConfig) -> Iterator[str]:

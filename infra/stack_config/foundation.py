@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from infra.stack_config.model import Email, Frozen
+from infra.stack_config.model import Email, Frozen, RoleArn
 
 
 class BudgetConfig(Frozen):
@@ -18,6 +18,18 @@ class BudgetConfig(Frozen):
     """Told when so much of it has been spent."""
     forecast_percent: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = (100,)
     """Told when so much of it is forecast to be spent by the month's end."""
+
+
+class DutiesConfig(Frozen):
+    """Who may take the roles for work besides deploying: roles of this account, `*` allowed in them. One that nobody may take is
+    not made."""
+
+    publishers: tuple[RoleArn, ...] = ()
+    """Push images, add releases, move aliases."""
+    responders: tuple[RoleArn, ...] = ()
+    """Evacuate a region and bring it back."""
+    auditors: tuple[RoleArn, ...] = ()
+    """Read usage."""
 
 
 class FoundationConfig(Frozen):
@@ -34,5 +46,6 @@ class FoundationConfig(Frozen):
     kms_deletion_window_days: Annotated[int, Field(ge=7, le=30)] = 30
     images_kept: Annotated[int, Field(ge=10, le=1000)] = 50
     """The newest images of the registry; older ones are removed."""
+    duties: DutiesConfig = DutiesConfig()
     budget: BudgetConfig | None = None
     """None sets no alarm."""

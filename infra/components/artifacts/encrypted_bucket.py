@@ -17,12 +17,14 @@ ABORT_UPLOAD_DAYS = 7
 
 @dataclass(frozen=True)
 class EncryptedBucketArgs:
-    """`lock_days` above 0 forbids to delete or overwrite a version for so long, except to those who may bypass governance."""
+    """`lock_days` above 0 forbids to delete or overwrite a version for so long, except to those who may bypass governance.
+    `expire_days` above 0 removes what is older."""
 
     bucket: str
     kms_key_arn: pulumi.Input[str]
     noncurrent_version_days: int
     lock_days: int = 0
+    expire_days: int = 0
 
 
 class EncryptedBucket(Component):
@@ -34,10 +36,11 @@ class EncryptedBucket(Component):
         super().__init__("artifacts:EncryptedBucket", name, stack, opts)
         self.bucket_name = args.bucket
         self.bucket_arn = iam.bucket_arn(args.bucket)
+        self.is_locked = args.lock_days > 0
         self.bucket = aws.s3.Bucket(
             self.part("bucket"),
             bucket=args.bucket,
-            object_lock_enabled=args.lock_days > 0,
+            object_lock_enabled=self.is_locked,
             tags=self.tags(),
             opts=self.child(protect=True),
         )
@@ -92,21 +95,28 @@ class EncryptedBucket(Component):
         aws.s3.BucketLifecycleConfiguration(
             self.part("lifecycle"),
             bucket=self.bucket.bucket,
-            rules=[
-                {
-                    "id": "noncurrent-versions",
-                    "status": "Enabled",
-                    "filter": {"prefix": ""},
-                    "noncurrent_version_expiration": {"noncurrent_days": args.noncurrent_version_days},
-                    "abort_incomplete_multipart_upload": {"days_after_initiation": ABORT_UPLOAD_DAYS},
-                }
-            ],
+            rules=_lifecycle_rules(args),
             opts=self.child(depends_on=[self.versioning]),
         )
-        if args.lock_days:
+        if self.is_locked:
             aws.s3.BucketObjectLockConfiguration(
                 self.part("object-lock"),
                 bucket=self.bucket.bucket,
                 rule={"default_retention": {"mode": "GOVERNANCE", "days": args.lock_days}},
                 opts=self.child(depends_on=[self.versioning]),
             )
+
+
+def _lifecycle_rules(args: EncryptedBucketArgs) -> list[aws.s3.BucketLifecycleConfigurationRuleArgsDict]:
+    rules: list[aws.s3.BucketLifecycleConfigurationRuleArgsDict] = [
+        {
+            "id": "noncurrent-versions",
+            "status": "Enabled",
+            "filter": {"prefix": ""},
+            "noncurrent_version_expiration": {"noncurrent_days": args.noncurrent_version_days},
+            "abort_incomplete_multipart_upload": {"days_after_initiation": ABORT_UPLOAD_DAYS},
+        }
+    ]
+    if args.expire_days:
+        rules.append({"id": "expiry", "status": "Enabled", "filter": {"prefix": ""}, "expiration": {"days": args.expire_days}})
+    return rules

@@ -1,7 +1,8 @@
-"""Every artifact in every region: each bucket replicates to each other one.
+"""Every object in every region: each bucket of a kind replicates to each other one.
 
 S3 copies no copy again, so all pairs are needed. Deletions stay where they happen: what is deleted in one region, by mistake or
-by an intruder, must still be served by the other. A release is promoted because its digests verify there, not because it came.
+by an intruder, must still be served by the other; who means it deletes in each. A release is promoted because its digests verify
+there, not because it came. Locks travel with their objects, to buckets that have locks too.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from infra.naming import StackName
 
 REPLICATION_TIME_MINUTES = 15
 """The only value that S3 Replication Time Control takes (AWS documentation, read November 2026)."""
+READ_VERSION = ("s3:GetObjectVersionForReplication", "s3:GetObjectVersionAcl", "s3:GetObjectVersionTagging")
+READ_LOCK = ("s3:GetObjectRetention", "s3:GetObjectLegalHold")
+"""Without these S3 fails to replicate a locked object."""
 
 
 @dataclass(frozen=True)
 class ReplicatedBucketsArgs:
-    """`buckets` and `kms_key_arns` by region; `role_name` is the role that S3 copies as."""
+    """`buckets` and `kms_key_arns` by region; `role_name` is the role that S3 copies as, under `boundary_arn`."""
 
     role_name: str
     home_region: str
     buckets: Mapping[str, EncryptedBucket]
     kms_key_arns: Mapping[str, pulumi.Output[str]]
+    boundary_arn: pulumi.Input[str]
 
 
 class ReplicatedBuckets(Component):
@@ -57,12 +62,14 @@ class ReplicatedBuckets(Component):
             self.part("role"),
             name=arguments.role_name,
             assume_role_policy=iam.trust("s3.amazonaws.com"),
+            permissions_boundary=arguments.boundary_arn,
             tags=self.tags(),
             opts=self.child(home),
         )
         buckets = [arguments.buckets[region].bucket_arn for region in sorted(arguments.buckets)]
         keys = [arguments.kms_key_arns[region] for region in sorted(arguments.buckets)]
         objects = [f"{arn}/*" for arn in buckets]
+        is_locked = any(bucket.is_locked for bucket in arguments.buckets.values())
         aws.iam.RolePolicy(
             self.part("policy"),
             role=role.name,
@@ -70,7 +77,7 @@ class ReplicatedBuckets(Component):
                 iam.allow("ReadRules", ["s3:GetReplicationConfiguration", "s3:ListBucket"], buckets),
                 iam.allow(
                     "ReadSource",
-                    ["s3:GetObjectVersionForReplication", "s3:GetObjectVersionAcl", "s3:GetObjectVersionTagging"],
+                    READ_VERSION + (READ_LOCK if is_locked else ()),
                     objects,
                 ),
                 iam.allow("WriteReplica", ["s3:ReplicateObject", "s3:ReplicateTags"], objects),
