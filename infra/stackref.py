@@ -91,8 +91,9 @@ class ServingOutputs(_Contract):
     gateway_port: int
     gateway_health_path: str
     control_path: str
-    """Below it, a gateway says whether another region has been evacuated."""
+    """Below it, a gateway says whether another region has been evacuated: 200 on `<path>/<region>` while it is, 404 while not."""
     load_balancer_arn: str
+    """Without a listener for TLS: that is the edge's, who has the certificate."""
     load_balancer_dns_name: str
     load_balancer_zone_id: str
     target_group_arn: str
@@ -102,6 +103,8 @@ class EdgeOutputs(_Contract):
     """What clients are told."""
 
     api_domain: str
+    regional_domains: dict[str, str]
+    """Where each region answers whatever its health."""
 
 
 ContractT = TypeVar("ContractT", bound=_Contract)

@@ -100,7 +100,7 @@ def _place(text: str, role: Role, shown: str) -> tuple[int, int]:
 
 def _absence(catalog: Catalog, environment: str, region: str, digest: str, ecr: ECRClient) -> str:
     """Why `region` cannot run the image; empty if it can."""
-    repository = catalog.names(environment).globally(IMAGE_REPOSITORY)
+    repository = catalog.names(environment).repository(IMAGE_REPOSITORY)
     account = catalog.environments[environment].account_id
     where = f"{region}: repository {repository} of account {account}"
     try:

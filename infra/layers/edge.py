@@ -1,12 +1,13 @@
-"""`<env>.edge`: one name for all regions, answered by those that are well."""
+"""`<env>.edge`: one name for all regions, answered by those that are well and not evacuated."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import pulumi
 
-from infra.components.traffic.regional_records import RegionalEndpoint, RegionalRecords, RegionalRecordsArgs
+from infra.components.traffic.certificates import Certificates
+from infra.components.traffic.firewall import Firewall
+from infra.components.traffic.https_listener import HttpsListener
+from infra.components.traffic.regional_records import RegionalRecords, RegionalRecordsArgs
 from infra.config import Program
 from infra.naming import StackName
 from infra.providers import aws_provider
@@ -17,18 +18,23 @@ from infra.stackref import EdgeOutputs, ServingOutputs, export, read
 def build(program: Program[EdgeConfig]) -> None:
     """Declares the stack and exports EdgeOutputs."""
     stack, environment, config = program.stack, program.environment, program.config
-    provider = aws_provider("aws", environment.home_region, environment.account_id)
-    endpoints = {
-        region: read(StackName(stack.environment, "serving", region), ServingOutputs).apply(
-            partial(_endpoint, f"{program.catalog.regions[region].code}.{config.domain}")
-        )
-        for region in environment.regions
-    }
-    records = RegionalRecords(
-        "records", RegionalRecordsArgs(config.domain, endpoints), stack, pulumi.ResourceOptions(provider=provider)
-    )
-    export(EdgeOutputs, {"api_domain": records.api_domain})
+    codes = {region: program.catalog.regions[region].code for region in environment.regions}
+    providers = {region: aws_provider(f"aws-{region}", region, environment.account_id) for region in environment.regions}
+    at_home = pulumi.ResourceOptions(provider=providers[environment.home_region])
+    serving = {region: read(StackName(stack.environment, "serving", region), ServingOutputs) for region in environment.regions}
 
-
-def _endpoint(address: str, outputs: ServingOutputs) -> RegionalEndpoint:
-    return RegionalEndpoint(address, outputs.gateway_health_path)
+    records = RegionalRecords("records", RegionalRecordsArgs(config.domain, codes, serving), stack, at_home)
+    certificates = Certificates("certificates", records.zone, config.domain, environment.home_region, stack, providers, at_home)
+    for region in environment.regions:
+        there = pulumi.ResourceOptions(provider=providers[region])
+        HttpsListener(f"listener-{region}", serving[region], certificates.arns[region], stack, there)
+        if config.firewall != "none":
+            Firewall(
+                f"firewall-{region}",
+                program.names.regionally(codes[region], "edge"),
+                config.firewall,
+                serving[region].apply(lambda known: known.load_balancer_arn),
+                stack,
+                there,
+            )
+    export(EdgeOutputs, {"api_domain": records.api_domain, "regional_domains": records.regional_domains})

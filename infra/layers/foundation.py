@@ -20,6 +20,7 @@ from infra.components.images.image_registry import ImageRegistry, ImageRegistryA
 from infra.components.keys.multi_region_key import MultiRegionKey, MultiRegionKeyArgs
 from infra.components.ledger.global_table import GlobalTable, GlobalTableArgs
 from infra.config import Program
+from infra.naming import IMAGE_REPOSITORY
 from infra.providers import aws_provider
 from infra.stack_config import FoundationConfig
 from infra.stackref import FoundationOutputs, export
@@ -30,7 +31,6 @@ SECRETS = {
     "cache-salt": "Keys the HMAC that gives each tenant its prefix-cache salt.",
     "admin-key": "Bearer token of the admin API.",
 }
-REPOSITORY = "serving"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def build(program: Program[FoundationConfig]) -> None:
     images = ImageRegistry(
         "images",
         ImageRegistryArgs(
-            names.repository(REPOSITORY),
+            names.repository(IMAGE_REPOSITORY),
             names.globally("image-templates"),
             environment.account_id,
             home,
@@ -143,7 +143,7 @@ def _stores(
     return duties.Stores(
         tables={what: [iam.table_arn(region, account, names.globally(what)) for region in regions] for what in TABLES},
         buckets={what: [copies[region].bucket_arn for region in regions] for what, copies in buckets.items()},
-        repositories=[iam.repository_arn(region, account, names.repository(REPOSITORY)) for region in regions],
+        repositories=[iam.repository_arn(region, account, names.repository(IMAGE_REPOSITORY)) for region in regions],
         keys=[key.arns[region] for region in regions],
     )
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from infra.stack_config.model import Frozen
 
 
+class FirewallConfig(Frozen):
+    """What is turned away before a gateway sees it."""
+
+    max_requests_per_address_per_5_min: Annotated[int, Field(ge=100, le=2_000_000_000)] = 100_000
+    """Above it an address is blocked until it calms down. It stops floods, not customers: this is a fifth of the design load of
+    100,000 requests a minute, from one address."""
+
+
 class EdgeConfig(Frozen):
     """The stack file of the edge."""
 
     domain: Annotated[str, Field(pattern=r"^([a-z0-9-]+\.)+[a-z]{2,}$")]
-    """Zone that this stack owns; the API answers at `api.<domain>`."""
+    """Zone that this stack owns; the API answers at `api.<domain>`. Its parent zone must name the servers of this one."""
+    firewall: FirewallConfig | Literal["none"] = FirewallConfig()
+    """`none` lets everything through to the gateways."""

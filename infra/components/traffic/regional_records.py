@@ -1,11 +1,16 @@
-"""`api.<domain>`: the nearest region whose gateways say that they are ready.
+"""`api.<domain>`: the nearest region that is well and that nobody has evacuated.
 
-A region that fails its checks is taken out by Route 53's data plane alone; no control plane takes part in a failover.
+Health checks read both, so no control plane takes part in a failover. A region is well while its own gateways say so. It is
+evacuated while another region's gateways say so: they serve the control that `flotilla failover` writes, and the check of it is
+inverted. So a survivor that is lost itself, or that cannot be read, evacuates nobody, and a region that can no longer be
+reached can still be taken out. If nobody is left, Route 53 answers with all.
+
+The API's name is a CNAME with a time to live of its own: an alias to a load balancer is kept for 60 s by every resolver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pulumi
@@ -13,63 +18,113 @@ import pulumi_aws as aws
 
 from infra.components.component import Component
 from infra.naming import StackName
+from infra.stackref import ServingOutputs
 
+HTTPS_PORT = 443
 CHECK_PERIOD_S = 10
 """The shorter of the two periods that Route 53 offers."""
 CHECK_FAILURES = 3
+CONTROL_FAILURES = 1
+"""A control is an answer that somebody wrote, not a symptom: it counts at once. A blip cannot undo it, since a fifth of all
+checkers is enough to see it (Route 53 documentation, read November 2026)."""
 RECORD_TTL_S = 30
 
 
 @dataclass(frozen=True)
-class RegionalEndpoint:
-    """Where a region's gateways answer, and the path that says whether they are ready."""
-
-    address: str
-    health_path: str
-
-
-@dataclass(frozen=True)
 class RegionalRecordsArgs:
-    """`endpoints` by region."""
+    """`codes` and `serving` by region: short names, and what the region's serving stack exports."""
 
     domain: str
-    endpoints: Mapping[str, pulumi.Output[RegionalEndpoint]]
+    codes: Mapping[str, str]
+    serving: Mapping[str, pulumi.Output[ServingOutputs]]
 
 
 class RegionalRecords(Component):
-    """The zone, and a health check and a latency record for each region."""
+    """The zone; for each region a name of its own, its health checks, and a latency record."""
 
     def __init__(
         self, name: str, args: RegionalRecordsArgs, stack: StackName, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("traffic:RegionalRecords", name, stack, opts)
+        self._args = args
         self.api_domain = f"api.{args.domain}"
-        zone = aws.route53.Zone(
+        self.regional_domains = {region: f"{code}.{args.domain}" for region, code in args.codes.items()}
+        """Where each region answers whatever its health, for checks, drills, and those who look for what is wrong."""
+        self.zone = aws.route53.Zone(
             self.part("zone"), name=args.domain, comment="Flotilla", tags=self.tags(), opts=self.child(protect=True)
         )
-        for region, endpoint in sorted(args.endpoints.items()):
-            check = aws.route53.HealthCheck(
-                self.part(f"check-{region}"),
-                type="HTTPS",
-                fqdn=endpoint.apply(lambda known: known.address),
-                port=443,
-                resource_path=endpoint.apply(lambda known: known.health_path),
-                request_interval=CHECK_PERIOD_S,
-                failure_threshold=CHECK_FAILURES,
-                measure_latency=True,
-                tags=self.tags(Name=f"{args.domain} {region}"),
-                opts=self.child(),
-            )
-            aws.route53.Record(
-                self.part(f"api-{region}"),
-                zone_id=zone.zone_id,
-                name=self.api_domain,
-                type="CNAME",
-                ttl=RECORD_TTL_S,
-                records=[endpoint.apply(lambda known: known.address)],
-                set_identifier=region,
-                latency_routing_policies=[{"region": region}],
-                health_check_id=check.id,
-                opts=self.child(),
-            )
+        for region in sorted(args.serving):
+            self._create_regional_name(region)
+            self._create_api_record(region, self._create_health(region))
         self.register_outputs({})
+
+    def _create_regional_name(self, region: str) -> None:
+        serving = self._args.serving[region]
+        aws.route53.Record(
+            self.part(f"region-{region}"),
+            zone_id=self.zone.zone_id,
+            name=self.regional_domains[region],
+            type="A",
+            aliases=[
+                {
+                    "name": serving.apply(lambda known: known.load_balancer_dns_name),
+                    "zone_id": serving.apply(lambda known: known.load_balancer_zone_id),
+                    "evaluate_target_health": False,
+                }
+            ],
+            opts=self.child(),
+        )
+
+    def _create_health(self, region: str) -> aws.route53.HealthCheck:
+        """Healthy while the region is well and no other region says that it is evacuated."""
+        well = self._create_check(f"check-{region}", region, lambda known: known.gateway_health_path, CHECK_FAILURES)
+        kept = [
+            self._create_check(
+                f"control-{region}-at-{survivor}",
+                survivor,
+                lambda known: f"{known.control_path}/{region}",
+                CONTROL_FAILURES,
+                is_inverted=True,
+            )
+            for survivor in sorted(self._args.serving)
+            if survivor != region
+        ]
+        return aws.route53.HealthCheck(
+            self.part(f"health-{region}"),
+            type="CALCULATED",
+            child_healthchecks=[check.id for check in (well, *kept)],
+            child_health_threshold=1 + len(kept),
+            tags=self.tags(Name=f"{self._args.domain} {region}"),
+            opts=self.child(),
+        )
+
+    def _create_check(
+        self, what: str, asked: str, path: Callable[[ServingOutputs], str], failures: int, *, is_inverted: bool = False
+    ) -> aws.route53.HealthCheck:
+        """A question to the gateways of the region `asked`; 2xx and 3xx are a yes."""
+        return aws.route53.HealthCheck(
+            self.part(what),
+            type="HTTPS",
+            fqdn=self.regional_domains[asked],
+            port=HTTPS_PORT,
+            resource_path=self._args.serving[asked].apply(path),
+            request_interval=CHECK_PERIOD_S,
+            failure_threshold=failures,
+            invert_healthcheck=is_inverted,
+            tags=self.tags(Name=f"{self._args.domain} {what}"),
+            opts=self.child(),
+        )
+
+    def _create_api_record(self, region: str, health: aws.route53.HealthCheck) -> None:
+        aws.route53.Record(
+            self.part(f"api-{region}"),
+            zone_id=self.zone.zone_id,
+            name=self.api_domain,
+            type="CNAME",
+            ttl=RECORD_TTL_S,
+            records=[self.regional_domains[region]],
+            set_identifier=region,
+            latency_routing_policies=[{"region": region}],
+            health_check_id=health.id,
+            opts=self.child(),
+        )

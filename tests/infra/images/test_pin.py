@@ -38,7 +38,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, stacks_dir: Path) -> Iterator[None]:
         monkeypatch.setenv(name, "x")
     with mock_aws():
         for region in REGIONS:
-            registry(region).create_repository(repositoryName=catalog.names("prod").globally(IMAGE_REPOSITORY))
+            registry(region).create_repository(repositoryName=catalog.names("prod").repository(IMAGE_REPOSITORY))
         yield
 
 
@@ -94,13 +94,13 @@ def test_an_image_that_one_region_lacks_is_pinned_in_none(stacks_dir: Path) -> N
     with pytest.raises(UserError) as caught:
         pin("prod", digest, ("gateway", "engine"), registry, stacks_dir)
     (line,) = caught.value.message.splitlines()
-    assert line.startswith("us-west-2: repository flotilla-prod-serving") and "has no image" in line
+    assert line.startswith("us-west-2: repository flotilla/prod/serving") and "has no image" in line
     assert texts(stacks_dir) == before
 
 
 @pytest.mark.usefixtures("aws")
 def test_every_region_without_the_image_or_the_repository_is_named(stacks_dir: Path) -> None:
-    registry("us-west-2").delete_repository(repositoryName="flotilla-prod-serving", force=True)
+    registry("us-west-2").delete_repository(repositoryName="flotilla/prod/serving", force=True)
     with pytest.raises(UserError) as caught:
         pin("prod", NOWHERE, ("engine",), registry, stacks_dir)
     lacking, absent = caught.value.message.splitlines()
