@@ -14,6 +14,7 @@ from rich.console import Console
 
 from infra.embedded import commands as region
 from infra.images import commands as images
+from infra.operations import commands as operations
 from serving.errors import UserError
 from serving.gateway import commands as gateway
 from serving.metering import commands as metering
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 region.register(app)
+operations.register(app)
 gateway.register(app)
 metering.register(app)
 models.register(app)
