@@ -1,7 +1,8 @@
 """How many tokens a prompt has, and how many may follow it: counted by the model's own template and tokenizer, never estimated.
 
-The count is what limits are reserved by, what a refusal states, and what a bill opens with. Long prompts are counted in
-threads: a tokenizer takes about a microsecond a character, and a stream must not wait for another's prompt.
+The count is what limits are reserved by, what a refusal states, and what a bill opens with; the hashes of the tokens say which
+engine has seen the like. Long prompts are counted in threads: a tokenizer takes about a microsecond a character, and a stream
+must not wait for another's prompt.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from policies.routing.prefix_index import Chain, chain_of
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
 from serving.gateway.prompts import RefusedConversation
@@ -34,6 +36,8 @@ class Context:
     prompt_tokens: int
     max_tokens: int
     """The most tokens of each answer: what the client asked for, or what the window leaves."""
+    chain: Chain = ()
+    """The prompt's blocks, for the choice of an engine."""
 
 
 class ContextCounter:
@@ -43,8 +47,8 @@ class ContextCounter:
         self._releases = releases
         self._threads = ThreadPoolExecutor(_NUM_COUNTERS, thread_name_prefix="tokens")
 
-    async def place(self, model: ServedModel, request: Request) -> Context:
-        """Count the prompt and fit the answer behind it.
+    async def place(self, model: ServedModel, request: Request, cache_salt: str) -> Context:
+        """Count the prompt and fit the answer behind it. `cache_salt` keeps the tenant's blocks apart from others'.
 
         Raises:
             ApiError: `context_length_exceeded`, `invalid_value` where the template refuses the messages, or `model_not_ready`.
@@ -54,41 +58,44 @@ class ContextCounter:
             message = f"The model `{request.model}` has not been published yet."
             raise ApiError(errors.MODEL_NOT_READY, message, retry_after_s=_NOT_READY_RETRY_S)
         window = min(model.context_window_tokens, release.context_window_tokens)
-        prompt_tokens = await self._count(release, request)
+        prompt_tokens, chain = await self._count(release, request, cache_salt)
         wanted = request.output_limit
         if prompt_tokens + (wanted or 1) > window:
             raise _too_long(request, window, prompt_tokens, wanted)
-        return Context(release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted)
+        return Context(release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted, chain)
 
     def close(self) -> None:
         """Let go of the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _count(self, release: LoadedRelease, request: Request) -> int:
+    async def _count(self, release: LoadedRelease, request: Request, salt: str) -> tuple[int, Chain]:
+        def chained(ids: list[int]) -> tuple[int, Chain]:
+            return len(ids), chain_of(ids, model=release.release_id, adapter="", salt=salt)
+
         if isinstance(request, ChatRequest):
             messages = [message.plain() for message in request.messages]
             num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in messages)
             try:
-                return await self._maybe_in_thread(num_chars, lambda: release.counter.count_chat(messages))
+                return await self._maybe_in_thread(num_chars, lambda: chained(release.counter.chat_ids(messages)))
             except RefusedConversation as error:
                 reason = f"The model's chat template refuses these messages: {error!s:.200}"
                 raise ApiError(errors.INVALID_VALUE, reason, param="messages") from error
         text, ids = request.prompt_text, request.prompt_ids
         if text is None:
-            return _count_ids(release, ids or [])
-        return await self._maybe_in_thread(len(text), lambda: release.counter.count_text(text))
+            return chained(_check_ids(release, ids or []))
+        return await self._maybe_in_thread(len(text), lambda: chained(release.counter.text_ids(text)))
 
-    async def _maybe_in_thread(self, num_chars: int, count: Callable[[], int]) -> int:
+    async def _maybe_in_thread(self, num_chars: int, count: Callable[[], tuple[int, Chain]]) -> tuple[int, Chain]:
         if num_chars <= INLINE_CHARS:
             return count()
         return await asyncio.get_running_loop().run_in_executor(self._threads, count)
 
 
-def _count_ids(release: LoadedRelease, ids: list[int]) -> int:
+def _check_ids(release: LoadedRelease, ids: list[int]) -> list[int]:
     if max(ids) >= release.counter.num_token_ids:
         message = f"`prompt` has a token id over {release.counter.num_token_ids - 1}, the last that this model knows."
         raise ApiError(errors.INVALID_VALUE, message, param="prompt")
-    return len(ids)
+    return ids
 
 
 def _too_long(request: Request, window: int, prompt_tokens: int, wanted: int | None) -> ApiError:

@@ -123,6 +123,7 @@ class Upstream:
             self._reader.events(events)
         else:
             self._first += events
+            self._seat.has_begun()
             self._has_begun(status)
 
     def ended(self, status: int, reason: str) -> None:

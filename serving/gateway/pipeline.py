@@ -5,7 +5,7 @@
     models    which class serves it
     context   how long the prompt is, and what may follow it
     limits    what it may cost is reserved
-    route     which engine has the fewest requests
+    route     which engine holds the most of the prompt and has the least to do
     dispatch  the engine is asked; until its first event another may be asked instead, once
     stream    events go to the client as they come
     settle    the bill is durable before the client is told that its answer is complete
@@ -116,7 +116,7 @@ class Pipeline:
         model = self._models.choose(request.model, principal.tenant)
         call.model = model.model_class
 
-        context = await self._context.place(model, request)
+        context = await self._context.place(model, request, principal.cache_salt)
 
         expected = request.num_choices * min(context.max_tokens, EXPECTED_OUTPUT_TOKENS)
         reservation = await self._limiter.reserve(
@@ -164,18 +164,18 @@ class Pipeline:
         except asyncio.CancelledError:  # it may have become durable all the same
             await self._close(exchange, call, meter, Outcome.NOT_SERVED)
             raise
-        outcome, error = await self._ask_and_relay(exchange, call, body, model, meter, sink)
+        outcome, error = await self._ask_and_relay(exchange, call, body, model, context, meter, sink)
         await self._finish(exchange, call, meter, sink, outcome, error)
 
     async def _ask_and_relay(
-        self, exchange: Exchange, call: Call, body: bytes, model: ServedModel, meter: Meter, sink: Sink
+        self, exchange: Exchange, call: Call, body: bytes, model: ServedModel, context: Context, meter: Meter, sink: Sink
     ) -> tuple[Outcome, ApiError | None]:
         """route → dispatch → stream. How it ended, and what the client is to be told if anything went wrong; never raises, since
         an event is open. An engine that has not finished is told to stop before this returns."""
         upstream: Upstream | None = None
         try:
             async with Watch(exchange, self._settings.timeouts, sink.beat) as watch:
-                upstream = await self._ask(exchange.path, body, call, model, meter, watch)
+                upstream = await self._ask(exchange.path, body, call, model, context, meter, watch)
                 await relay(upstream, sink, meter, watch)
             upstream.recycle()
             return Outcome.FINISHED, None
@@ -221,7 +221,9 @@ class Pipeline:
         else:
             raise error
 
-    async def _ask(self, path: str, body: bytes, call: Call, model: ServedModel, meter: Meter, watch: Watch) -> Upstream:
+    async def _ask(
+        self, path: str, body: bytes, call: Call, model: ServedModel, context: Context, meter: Meter, watch: Watch
+    ) -> Upstream:
         """The first engine to answer with an event: the best one, or after a failure another.
 
         Raises:
@@ -232,7 +234,7 @@ class Pipeline:
         failure: EngineFailed | None = None
         while True:
             try:
-                seat = call.seat = pool.take(failed)
+                seat = call.seat = pool.take(context.prompt_tokens, context.chain, failed)
             except ApiError:
                 if failure is not None:
                     raise failure.answer() from failure

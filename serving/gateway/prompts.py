@@ -82,7 +82,7 @@ class ChatTemplate:
 
 
 class PromptCounter:
-    """Counts prompts of one release. Safe to use in threads."""
+    """Turns prompts of one release into tokens. Safe to use in threads."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self.num_token_ids: int = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -90,21 +90,21 @@ class PromptCounter:
         self._tokenizer = tokenizer
         self._template = template
 
-    def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
-        """Tokens of a conversation, the template's own included.
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, the template's own included.
 
         Raises:
             RefusedConversation: the template refuses the messages.
         """
-        return self._count(self._template.render(messages), add_special_tokens=False)
+        return self._ids(self._template.render(messages), add_special_tokens=False)
 
-    def count_text(self, text: str) -> int:
-        """Tokens of a plain prompt, with the special tokens that the tokenizer adds by itself."""
-        return self._count(text, add_special_tokens=True)
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself."""
+        return self._ids(text, add_special_tokens=True)
 
-    def _count(self, text: str, *, add_special_tokens: bool) -> int:
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         # The batch call lets other threads run meanwhile; the single one holds the interpreter for as long as it takes.
-        return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0])
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 def prompt_counter(tokenizer_json: bytes, tokenizer_config: bytes, chat_template: bytes | None) -> PromptCounter:

@@ -153,6 +153,9 @@ class FakeEngine:
         watcher = asyncio.create_task(self._watch(reader, asked))
         try:
             return await self._answer(writer, asked, self.behaviour)
+        except OSError:
+            asked.is_aborted = True
+            raise
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)

@@ -89,16 +89,16 @@ async def test_an_engine_that_stays_keeps_its_seats_and_its_ejection() -> None:
     pool = Pool(MODEL, metrics)
     first, second = Endpoint("a", "127.0.0.1", 1, True), Endpoint("b", "127.0.0.1", 2, True)
     pool.update([first])
-    seat = pool.take([])
+    seat = pool.take(1, (), [])
     seat.eject()
     pool.update([first, second])
-    assert [pool.take([]).engine.endpoint.name for _ in range(3)] == ["b"] * 3
+    assert [pool.take(1, (), []).engine.endpoint.name for _ in range(3)] == ["b"] * 3
     seat.release()
     seat.release()
-    assert seat.engine.num_in_flight == 0
+    assert seat.engine.replica.num_in_flight == 0
     with pytest.raises(ApiError):
         pool.update([Endpoint("a", "127.0.0.1", 1, False)])
-        pool.take([])
+        pool.take(1, (), [])
     assert b'flotilla_engines_ready{model="small"} 0.0' in metrics.render()
 
 

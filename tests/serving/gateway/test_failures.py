@@ -276,7 +276,7 @@ async def test_a_client_that_leaves_before_the_first_token_pays_nothing(gateway:
     assert (closed.outcome, closed.prompt_tokens, closed.output_tokens) == (Outcome.NOT_SERVED, 0, 0)
     await within(1, gateway.engine.asked[0].done)
     assert gateway.engine.asked[0].is_aborted
-    assert gateway.pools["small"].take([]).engine.num_in_flight == 1, "its seat is free again"
+    assert gateway.pools["small"].take(1, (), []).engine.replica.num_in_flight == 1, "its seat is free again"
 
 
 async def test_a_reader_that_stops_reading_stops_its_engine(make_gateway: Any) -> None:

@@ -115,17 +115,15 @@ def test_a_chat_is_counted_with_its_template_and_without_added_tokens(tokenizer_
     counter = prompt_counter(tokenizer_json, TOKENIZER_CONFIG, CHAT_TEMPLATE.encode())
     oracle = Tokenizer.from_str(tokenizer_json.decode())
     rendered = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
-    assert counter.count_chat([{"role": "user", "content": "Hello"}]) == len(
-        oracle.encode(rendered, add_special_tokens=False).ids
-    )
-    assert counter.count_text("Hello <|im_end|>") == len(oracle.encode("Hello <|im_end|>").ids)
+    assert counter.chat_ids([{"role": "user", "content": "Hello"}]) == oracle.encode(rendered, add_special_tokens=False).ids
+    assert counter.text_ids("Hello <|im_end|>") == oracle.encode("Hello <|im_end|>").ids
 
 
 def test_a_template_may_stand_in_the_tokenizers_configuration(tokenizer_json: bytes) -> None:
     plain = {"chat_template": CHAT_TEMPLATE, "eos_token": {"content": "<|im_end|>"}}
     named = {"chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]}
     counts = [
-        prompt_counter(tokenizer_json, json.dumps(config).encode(), None).count_chat([{"role": "user", "content": "Hi"}])
+        prompt_counter(tokenizer_json, json.dumps(config).encode(), None).chat_ids([{"role": "user", "content": "Hi"}])
         for config in (plain, named)
     ]
     assert counts[0] == counts[1]

@@ -1,0 +1,207 @@
+"""The choice of a replica: tables with the arithmetic, then what holds for every fleet."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.routing.choice import NO_LOAD, SLACK, SLOW_START_S, Choice, Replica, choose
+from policies.routing.prefix_index import BLOCK_TOKENS, Chain, PrefixIndex, chain_of
+from policies.routing.ring import Ring
+
+NOW_S = 100.0
+
+
+def chain(letters: str) -> Chain:
+    return chain_of([ord(letter) for letter in letters for _ in range(BLOCK_TOKENS)], model="m", adapter="", salt="s")
+
+
+class Gateway:
+    """A gateway's view of a fleet."""
+
+    def __init__(self, replicas: list[Replica], seed: int = 0) -> None:
+        self.replicas = replicas
+        self.index = PrefixIndex()
+        self.ring = Ring([f"engine-{number}" for number in range(len(replicas))])
+        self.random = Random(seed)
+
+    def choose(self, letters: str, *, failed: tuple[int, ...] = (), max_in_flight: int = 1000) -> Choice:
+        return choose(
+            self.replicas,
+            self.index,
+            self.ring,
+            prompt_tokens=len(letters) * BLOCK_TOKENS + 1,
+            chain=chain(letters),
+            failed=failed,
+            max_in_flight=max_in_flight,
+            now_s=NOW_S,
+            random=self.random,
+        )
+
+    def send(self, letters: str) -> int:
+        choice = self.choose(letters)
+        self.index.add(1 << choice.index, chain(letters))
+        self.replicas[choice.index].num_in_flight += 1
+        return choice.index
+
+
+def fleet(*in_flight: int, is_ready: bool = True) -> list[Replica]:
+    return [Replica(is_ready=is_ready, num_in_flight=number) for number in in_flight]
+
+
+def test_the_one_that_holds_the_prompt_is_chosen_and_its_part_is_not_counted() -> None:
+    gateway = Gateway(fleet(3, 1, 0))
+    gateway.index.add(0b001, chain("abcdef"))
+    choice = gateway.choose("abcdef")
+    assert (choice.index, choice.reason, choice.uncached_tokens) == (0, "prefix", 1)
+
+
+def test_a_holder_with_more_than_its_share_is_not_a_candidate() -> None:
+    # 1.25 x (20 + 0 + 0 + 0 + 1) / 4 = 6.6
+    gateway = Gateway(fleet(20, 0, 0, 0))
+    gateway.index.add(0b0001, chain("abcdef"))
+    assert gateway.choose("abcdef").index != 0
+
+
+def test_little_is_not_worth_a_queue() -> None:
+    # At the holder of one block in 20: (6000 + 1217 + 64) x 8; elsewhere (1281 + 64) x 8, less than half.
+    gateway = Gateway(fleet(0, 0))
+    gateway.index.add(0b01, chain("a"))
+    gateway.replicas[0].queued_tokens = 6000
+    choice = gateway.choose("a" + "b" * 19)
+    assert (choice.index, choice.reason) == (1, "least_work")
+
+
+def test_a_short_prompt_goes_where_the_least_work_is() -> None:
+    gateway = Gateway(fleet(2, 1, 3))
+    assert {gateway.choose("").index for _ in range(20)} == {1}
+
+
+def test_ties_are_broken_at_random() -> None:
+    gateway = Gateway(fleet(1, 1, 1, 1))
+    assert {gateway.choose("").index for _ in range(100)} == {0, 1, 2, 3}
+
+
+UNPLACED: list[tuple[str, list[Replica], str]] = [
+    ("no replicas", [], "none_ready"),
+    ("none ready", fleet(0, 0, is_ready=False), "none_ready"),
+    ("all full", fleet(9, 9), "all_full"),
+]
+
+
+@pytest.mark.parametrize(("replicas", "reason"), [row[1:] for row in UNPLACED], ids=[row[0] for row in UNPLACED])
+def test_with_nowhere_to_go_the_reason_is_told(replicas: list[Replica], reason: str) -> None:
+    choice = Gateway(replicas).choose("abc", max_in_flight=9)
+    assert (choice.is_placed, choice.reason) == (False, reason)
+
+
+def test_ejection_counts_until_half_of_the_fleet_is_ejected() -> None:
+    for num_ejected, is_panic in ((1, False), (2, False), (3, True), (4, True)):
+        gateway = Gateway(fleet(0, 0, 0, 0))
+        for replica in gateway.replicas[:num_ejected]:
+            replica.ejected_until_s = NOW_S + 1
+        chosen = [gateway.choose("") for _ in range(100)]
+        assert all(choice.is_panic is is_panic for choice in chosen)
+        assert {choice.index for choice in chosen} == (set(range(4)) if is_panic else set(range(num_ejected, 4)))
+
+
+def test_a_replica_that_is_new_gets_less_until_it_is_warm() -> None:
+    # A fifth warm, its one request counts as five: (64 + 65) x 13 against (64 + 65) x 10.
+    gateway = Gateway(fleet(2, 2, 1))
+    gateway.replicas[2].started_s = NOW_S - SLOW_START_S / 5
+    assert gateway.choose("").index != 2
+    gateway.replicas[2].started_s = NOW_S - SLOW_START_S
+    assert gateway.choose("").index == 2
+
+
+REPLICAS = st.builds(
+    Replica,
+    is_ready=st.booleans(),
+    num_in_flight=st.integers(0, 20),
+    queued_tokens=st.integers(0, 10_000),
+    ejected_until_s=st.sampled_from([NOW_S - 1, NOW_S + 1]),
+    started_s=st.sampled_from([NOW_S - 1, NOW_S - 100]),
+)
+PROMPTS = st.text("abc", max_size=6)
+HELD = st.lists(st.tuples(st.integers(0, 7), PROMPTS), max_size=10)
+
+
+@given(replicas=st.lists(REPLICAS, max_size=8), held=HELD, asked=PROMPTS, failed=st.sets(st.integers(0, 7), max_size=2))
+def test_whoever_is_chosen_is_ready_has_room_and_has_not_failed_this(
+    replicas: list[Replica], held: list[tuple[int, str]], asked: str, failed: set[int]
+) -> None:
+    gateway = Gateway(replicas)
+    for replica, letters in held:
+        gateway.index.add(1 << replica, chain(letters))
+    before = [dataclasses.replace(replica) for replica in replicas]
+    choice = gateway.choose(asked, failed=tuple(failed), max_in_flight=15)
+    assert replicas == before, "a choice changes nothing"
+    able = [n for n, one in enumerate(replicas) if one.is_ready and n not in failed]
+    trusted = [n for n in able if replicas[n].ejected_until_s <= NOW_S]
+    assert choice.is_panic == (2 * len(trusted) < len(able))
+    allowed = [n for n in (able if choice.is_panic else trusted) if replicas[n].num_in_flight < 15]
+    assert choice.is_placed == bool(allowed)
+    if choice.is_placed:
+        assert choice.index in allowed
+        assert 1 <= choice.uncached_tokens <= len(asked) * BLOCK_TOKENS + 1
+
+
+@given(prompts=st.lists(PROMPTS, min_size=1, max_size=120), num=st.integers(2, 8))
+def test_no_traffic_gives_a_replica_more_than_its_share(prompts: list[str], num: int) -> None:
+    """Equal prompts, shared prefixes, whatever: nothing ends here, so in flight is all that was sent."""
+    gateway = Gateway(fleet(*[0] * num))
+    for sent, letters in enumerate(prompts, 1):
+        chosen = gateway.send(letters)
+        assert gateway.replicas[chosen].num_in_flight <= max(NO_LOAD, (1 + SLACK) * sent / num + 1)
+
+
+@given(prompts=st.lists(st.text("abcdefgh", min_size=1, max_size=6), min_size=1, max_size=40))
+def test_gateways_that_never_spoke_place_cold_prompts_alike(prompts: list[str]) -> None:
+    gateways = [Gateway(fleet(*[0] * 8), seed) for seed in (1, 2)]
+    for letters in prompts:
+        first, second = (gateway.choose(letters).index for gateway in gateways)
+        assert first == second
+
+
+def test_a_conversation_stays_at_one_replica_whichever_gateway_takes_its_next_turn() -> None:
+    """Four gateways that know a common system prompt; each turn goes to another of them."""
+    gateways = [Gateway(fleet(*[0] * 8), seed) for seed in range(4)]
+    for gateway in gateways:
+        for replica in range(8):
+            gateway.index.add(1 << replica, chain("SSS"))
+    for name in "abcdefghij":
+        at = set()
+        for turn in range(1, 9):
+            gateway = gateways[(turn * 7 + ord(name)) % 4]
+            letters = "SSS" + name * turn
+            choice = gateway.choose(letters)
+            gateway.index.add(1 << choice.index, chain(letters))
+            at.add(choice.index)
+        assert len(at) == 1
+
+
+@given(names=st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=2, max_size=12), key=st.integers(0, 2**64 - 1))
+def test_a_ring_moves_only_the_keys_of_whoever_leaves(names: set[str], key: int) -> None:
+    ordered = sorted(names)
+    ring, everyone = Ring(ordered), range(len(ordered))
+    owner = ring.first(key, everyone)
+    shuffled = ordered[::-1]
+    assert shuffled[Ring(shuffled).first(key, everyone)] == ordered[owner], "the order of names does not matter"
+    for leaving in range(len(ordered)):
+        rest = ordered[:leaving] + ordered[leaving + 1 :]
+        after = rest[Ring(rest).first(key, range(len(rest)))]
+        assert after == ordered[ring.first(key, [n for n in everyone if n != leaving])], "leaving is being left out"
+        assert leaving == owner or after == ordered[owner]
+    assert ring.first(key, ()) == -1
+
+
+def test_a_ring_shares_keys_out_evenly_enough() -> None:
+    ring, keys = Ring([f"engine-{number}" for number in range(16)]), Random(1)
+    counts = Counter(ring.first(keys.getrandbits(64), range(16)) for _ in range(8000))
+    assert max(counts.values()) < 1.6 * 500
+    assert min(counts.values()) > 0.5 * 500
