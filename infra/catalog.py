@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from infra.instances import GPU_MEMORY_GIB, INSTANCE_SHAPES, MAX_GPUS_PER_NODE, GpuKind
 from infra.naming import Names
-from serving.settings import RELEASE_FOLDER, ModelClass, Price
+from serving.settings import RELEASE_FOLDER, EngineKind, ModelClass, Price
 
 GIB = 2**30
 
@@ -130,6 +130,8 @@ class Model(_Frozen):
     lora: LoraSlots | None = None
     """Adapters that one engine keeps ready at once; None serves none."""
     speculation: Speculation | None = None
+    engine: EngineKind = "vllm"
+    """`twin` answers like vLLM and holds no model; `engine_args` are its own then (`python -m serving.twin --help`)."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=MAX_GPUS_PER_NODE)] = 1
     engine_args: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], EngineArgument] = {}
     """vLLM's own argument names with `_` for `-`; true and false are its `--x` and `--no-x`."""
@@ -236,6 +238,8 @@ class Environment(_Frozen):
     regions: Annotated[tuple[str, ...], Field(min_length=1), _SORTED]
     models: Annotated[dict[ModelClass, str], Field(min_length=1)]
     """Which model each class serves."""
+    twins: dict[ModelClass, str] = {}
+    """What a class serves where its serving stack says `twins: true`; a class that is not here stays as it is."""
 
 
 class Catalog(_Frozen):
@@ -276,6 +280,11 @@ class Catalog(_Frozen):
                     faults.append(
                         f"`classes.{model_class}` is missing; {name} serves it. Add its launch replicas and committed load."
                     )
+            faults += [
+                f"`{key}.twins.{model_class}` is {model!r}, must be a model with `engine: twin`."
+                for model_class, model in environment.twins.items()
+                if model not in self.models or self.models[model].engine != "twin"
+            ]
         return faults
 
     def _region_faults(self) -> list[str]:

@@ -51,7 +51,10 @@ class Program(Generic[LayerT]):
 
     def model(self, model_class: ModelClass) -> Model:
         """The model that this environment serves as `model_class`."""
-        return self.catalog.models[self.environment.models[model_class]]
+        served = self.environment.models
+        if isinstance(self.config, ServingConfig) and self.config.twins:
+            served = {**served, **self.environment.twins}
+        return self.catalog.models[served[model_class]]
 
 
 def load(stack: StackName, model: type[LayerT], values: Mapping[str, Any], stacks_dir: Path = STACKS_DIR) -> Program[LayerT]:

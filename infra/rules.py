@@ -32,7 +32,7 @@ def faults_of(stack: StackName, catalog: Catalog, config: LayerConfig, cluster: 
         case ServingConfig():
             return [
                 *_classes(stack, catalog, config),
-                *_host_only(stack, config),
+                *_host_only(stack, catalog, config),
                 *_elastic_zones(stack, catalog, config),
                 *(_capacity(stack, catalog, config, cluster) if cluster else ()),
             ]
@@ -106,7 +106,7 @@ def _classes(stack: StackName, catalog: Catalog, config: ServingConfig) -> Itera
         )
 
 
-def _host_only(stack: StackName, config: ServingConfig) -> Iterator[str]:
+def _host_only(stack: StackName, catalog: Catalog, config: ServingConfig) -> Iterator[str]:
     if stack.environment == LOCAL:
         return
     for role, image in (("gateway", config.images.gateway), ("engine", config.images.engine)):
@@ -114,6 +114,14 @@ def _host_only(stack: StackName, config: ServingConfig) -> Iterator[str]:
             yield f"{_key(stack, f'images.{role}')} is {image}, which only {LOCAL} can run. Give an image by its digest."
     if config.gateway.host_ports:
         yield f"{_key(stack, 'gateway.host_ports')} opens ports of this machine, which only {LOCAL} may. Remove it."
+    if config.twins:
+        yield f"{_key(stack, 'twins')} is true; a twin holds no model, and only {LOCAL} may serve one. Remove it."
+    for model_class, name in sorted(catalog.environments[stack.environment].models.items()):
+        if catalog.models[name].engine == "twin":
+            yield (
+                f"{_key(stack, f'engines.{model_class}')} would serve {name}, a twin, which only {LOCAL} may. Give"
+                f" `environments.{stack.environment}.models.{model_class}` a model."
+            )
 
 
 def _capacity(stack: StackName, catalog: Catalog, config: ServingConfig, cluster: ClusterConfig) -> Iterator[str]:

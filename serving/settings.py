@@ -15,6 +15,8 @@ RELEASE_FOLDER = "{release}"
 """Stands in an engine's arguments for the folder of its release, which nobody knows before it is fetched."""
 
 ModelClass = Literal["small", "medium", "large"]
+EngineKind = Literal["vllm", "twin"]
+"""`twin` is a vLLM double without a model (`serving/twin`)."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -122,7 +124,7 @@ class EngineSettings(_Frozen):
     model_class: ModelClass
     registry_table: str
     artifact_bucket: str
-    engine: Literal["vllm"] = "vllm"
+    engine: EngineKind = "vllm"
     fetch_concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     fetch_part_mib: Annotated[int, Field(ge=1, le=512)] = 16
     start_timeout_s: Seconds = 900.0

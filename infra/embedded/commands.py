@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,13 @@ from serving.target import state_dir
 
 StateOption = Annotated[Path | None, typer.Option("--state", help="State folder; FLOTILLA_STATE sets it for every command.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+class Engine(StrEnum):
+    """What `up` starts as engines."""
+
+    VLLM = "vllm"
+    TWIN = "twin"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +43,9 @@ def up(
         int | None, typer.Option(help="Added to every port of 127.0.0.1. [default: as last time, at first 0]")
     ] = None,
     timeout_s: Annotated[float, typer.Option(min=1, help="Give up waiting after this long.")] = 900,
+    engine: Annotated[
+        Engine, typer.Option(help="`vllm` serves the catalog's models; `twin` serves a vLLM double in place of each.")
+    ] = Engine.VLLM,
     as_json: JsonOption = False,
 ) -> None:
     """Start regions here: real gateways, a real engine, an emulated AWS. Regions not named keep running as they are."""
@@ -47,7 +58,7 @@ def up(
 
     root = (state or state_dir()).absolute()
     with Steps(Console(stderr=as_json)) as steps:
-        report = bring_up(UpOptions(State(root), tuple(region or ()), port_offset, timeout_s), steps)
+        report = bring_up(UpOptions(State(root), tuple(region or ()), port_offset, timeout_s, engine is Engine.TWIN), steps)
     if as_json:
         typer.echo(json.dumps(report.as_json()))
     else:

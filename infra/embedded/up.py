@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -37,7 +37,7 @@ from infra.embedded.recorder import record
 from infra.embedded.report import UpReport
 from infra.embedded.state import Instance, State
 from serving.errors import UserError
-from serving.settings import GatewaySettings
+from serving.settings import GatewaySettings, ModelClass
 from serving.target import LOCAL, Target, aws_client
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class UpOptions:
     regions: tuple[str, ...] = ()
     port_offset: int | None = None
     timeout_s: float = 900
+    twins: bool = False
+    """Every class is served by a twin, no model by vLLM."""
 
 
 def up(options: UpOptions, steps: Steps) -> UpReport:
@@ -113,7 +115,7 @@ def _up(
     record_only(clusters, realised)
     desired = _desired(state, before, aws, aws_url, serving, instance, realised)
     settings = _gateway_settings(desired)
-    published = _publish(_target(aws_url, desired), settings, regions, steps)
+    published = _publish(_target(aws_url, desired), settings, regions, _sources(options), steps)
 
     steps.step("Start the gateways")
     lifecycle.hand_over(state, desired)
@@ -130,7 +132,7 @@ def _up(
         save_graph(state.root, graph)
     return UpReport(
         target=target,
-        model=settings[regions[0]].models[0].model_class,
+        model=_smallest(settings[regions[0]]),
         outcomes=Counter(realised.outcomes.values()),
         workloads=_changes(before, desired),
         recorded_only=dict(sorted(realised.recorded_only.items())),
@@ -147,7 +149,8 @@ def _record(options: UpOptions) -> tuple[dict[str, Graph], list[str], dict[str, 
         *(f"{LOCAL}.{layer}.{region}" for layer in ("cluster", "serving") for region in chosen),
         f"{LOCAL}.edge",
     ]
-    graphs = record(stacks)
+    twins = {stack: {"twins": True} for stack in stacks if options.twins and ".serving." in stack}
+    graphs = record(stacks, overrides=twins)
     regions = sorted(chosen, key=lambda region: (region != environment.home_region, environment.regions.index(region)))
     addresses = {region: options.state.address(FIRST_CACHE_INDEX + index) for index, region in enumerate(environment.regions)}
     return graphs, regions, addresses
@@ -254,7 +257,17 @@ def _engines(desired: Desired, settings: Iterable[GatewaySettings]) -> set[str]:
     return {key for service in desired.services if f"{service.name}.{service.namespace}" in names for key in service.workloads}
 
 
-def _publish(target: Target, settings: Mapping[str, GatewaySettings], regions: Sequence[str], steps: Steps) -> list[str]:
+def _sources(options: UpOptions) -> dict[str, str]:
+    """Where each class's release comes from, as the catalog says."""
+    catalog = config.load_catalog()
+    environment = config.environment_of(catalog, LOCAL)
+    served = {**environment.models, **(environment.twins if options.twins else {})}
+    return {model_class: catalog.models[model].source for model_class, model in served.items()}
+
+
+def _publish(
+    target: Target, settings: Mapping[str, GatewaySettings], regions: Sequence[str], sources: Mapping[str, str], steps: Steps
+) -> list[str]:
     """Sees to a release of every class that is served; what was new. Regions get it from the first by replication."""
     from serving.models.publish import ensure_published
 
@@ -267,10 +280,16 @@ def _publish(target: Target, settings: Mapping[str, GatewaySettings], regions: S
             )
 
         steps.step(f"Release of {model_class}")
-        release = ensure_published(target, regions[0], model_class, on_progress=show)
+        release = ensure_published(target, regions[0], model_class, source=sources[model_class], on_progress=show)
         if release.is_new or release.uploaded_bytes:
             changes.append(f"published release {release.release_id} of {model_class}")
     return changes
+
+
+def _smallest(settings: GatewaySettings) -> ModelClass:
+    """The class that the printed lines ask."""
+    served = {model.model_class for model in settings.models}
+    return next(model_class for model_class in get_args(ModelClass) if model_class in served)
 
 
 def _changes(before: Desired, after: Desired) -> dict[str, str]:

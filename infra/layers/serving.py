@@ -66,7 +66,8 @@ def build(program: Program[ServingConfig]) -> None:
                 model_class=model_class,
                 model=program.model(model_class),
                 config=program.config.engines[model_class],
-                image=images.engine,
+                # A twin runs on what the gateway's image has, and needs nothing of vLLM's.
+                image=images.gateway if program.model(model_class).engine == "twin" else images.engine,
                 settings=foundation.apply(partial(_engine_settings, program, model_class)),
                 priority_class=namespace.priority_classes[ENGINE],
                 stop=ENGINE_STOP,
@@ -129,6 +130,7 @@ def _engine_settings(program: Program[ServingConfig], model_class: ModelClass, f
         model_class=model_class,
         registry_table=foundation.tables.registry,
         artifact_bucket=foundation.regions[program.stack.region].artifact_bucket,
+        engine=program.model(model_class).engine,
         drain_s=ENGINE_STOP.drain_s,
     )
     return settings.model_dump_json()

@@ -174,6 +174,8 @@ class ServingConfig(Frozen):
     images: Images
     gateway: GatewayConfig
     engines: dict[ModelClass, EngineConfig]
+    twins: bool = False
+    """Serve the environment's twins in place of its models: for drills, and where a model is too much. `local` only."""
     pools: PoolsConfig = PoolsConfig()
     cache: CacheConfig = CacheConfig()
     load_balancer: LoadBalancerConfig = LoadBalancerConfig()

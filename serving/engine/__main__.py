@@ -24,11 +24,12 @@ from serving.engine.ops import OPS_PORT, make_app
 from serving.engine.process import adopt_orphans
 from serving.engine.source import ReleaseSource
 from serving.engine.supervisor import Supervisor
+from serving.engine.twin_adapter import TwinAdapter
 from serving.process import Server, configure_logs, refuse
 from serving.settings import EngineSettings, SettingsError, load
 from serving.target import aws_client
 
-ADAPTERS: dict[str, type[VllmAdapter]] = {"vllm": VllmAdapter}
+ADAPTERS: dict[str, type[VllmAdapter]] = {"vllm": VllmAdapter, "twin": TwinAdapter}
 
 
 async def serve(supervisor: Supervisor) -> int:

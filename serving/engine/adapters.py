@@ -137,10 +137,7 @@ class VllmAdapter:
         Raises:
             EngineArgsError: an argument is given twice, is not the giver's to give, or the address is not the pod's own.
         """
-        if ipaddress.ip_address(launch.host).is_unspecified:
-            raise EngineArgsError(f"the engine would listen on every address ({launch.host}); it must be the pod's own")
-        release_keys, pod_keys = set(launch.release_args), _keys(launch.pod_args)
-        _check_keys(release_keys, pod_keys)
+        pod_keys = self.check(launch)
         release_args: list[str] = []
         for key, value in sorted(launch.release_args.items()):
             release_args += [f"--{key}", value] if value else [f"--{key}"]
@@ -153,6 +150,18 @@ class VllmAdapter:
         ]
         pod_args = [arg.replace(RELEASE_FOLDER, str(launch.model_folder)) for arg in launch.pod_args]
         return (sys.executable, *self.entry, *own_args, *fixed_args, *release_args, *pod_args)
+
+    def check(self, launch: Launch) -> set[str]:
+        """Names of the pod's arguments, once all is as it may be.
+
+        Raises:
+            EngineArgsError: as of `command`.
+        """
+        if ipaddress.ip_address(launch.host).is_unspecified:
+            raise EngineArgsError(f"the engine would listen on every address ({launch.host}); it must be the pod's own")
+        pod_keys = _keys(launch.pod_args)
+        _check_keys(set(launch.release_args), pod_keys)
+        return pod_keys
 
     def environment(self, inherited: Mapping[str, str], launch: Launch) -> dict[str, str]:
         """`inherited` without AWS credentials, which an engine has no use for, and with nothing that calls out or writes home.

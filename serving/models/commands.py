@@ -24,7 +24,10 @@ from serving.models.publish import Report, ensure_published
 from serving.models.registry import AliasNotFoundError, list_releases, resolve
 from serving.settings import ModelClass
 from serving.target import LOCAL, load_target
+from serving.twin import release as twin_release
 
+ALL_SOURCES = (*sorted(SOURCES), twin_release.SOURCE)
+"""What can be published; a twin has no weights, and is a release all the same."""
 group = typer.Typer(name="release", help="Publish models as releases, and list them.", no_args_is_help=True)
 
 Environment = Annotated[str, typer.Option("--env", help="Which Flotilla to speak to.")]
@@ -39,14 +42,14 @@ def register(app: typer.Typer) -> None:
 @group.command()
 def publish(
     model: Annotated[str, typer.Option(help="Model class to publish it as.")] = "small",
-    source: Annotated[str, typer.Option(help=f"Where the weights come from: {', '.join(sorted(SOURCES))}.")] = "smollm2",
+    source: Annotated[str, typer.Option(help=f"Where the weights come from: {', '.join(ALL_SOURCES)}.")] = "smollm2",
     region: Annotated[str | None, typer.Option(help="Region to publish to first; the home region if left out.")] = None,
     env: Environment = LOCAL,
     json: Json = False,
 ) -> None:
     """Convert a model, upload it as an immutable release, and point the model class at it."""
     _one_of("--model", model, get_args(ModelClass))
-    _one_of("--source", source, tuple(sorted(SOURCES)))
+    _one_of("--source", source, ALL_SOURCES)
     target = load_target(env)
     name, _ = target.region(region)
     with progress_bars() as report:

@@ -17,6 +17,7 @@ import msgspec
 
 from serving.errors import UserError
 from serving.models.files import Progress
+from serving.twin import release
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -45,11 +46,13 @@ def cache_dir() -> Path:
 
 
 def converted(source: str, on_progress: Callable[[Progress], None]) -> Path:
-    """Folder of the finished conversion of `source`; it is made once, and found again afterwards.
+    """Folder of the finished conversion of `source`; it is made once, and found again afterwards. A twin's needs no engine.
 
     Raises:
         ConversionFailedError: the engine's environment is absent, or the converter failed.
     """
+    if source == release.SOURCE:
+        return release.make(cache_dir() / "conversions")
     command = [
         str(engine_python()),
         "-m",

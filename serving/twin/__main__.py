@@ -15,7 +15,9 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -34,9 +36,10 @@ DEFAULT_MEAN_ANSWER_TOKENS = 211
 """Of the Azure 2023 conversation trace."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving.twin", description="A vLLM twin.")
-    vllm = parser.add_argument_group("as vLLM's")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m serving.twin", description="A vLLM twin.", allow_abbrev=False)
+    vllm = found.add_argument_group("as vLLM's")
     vllm.add_argument("--model", type=Path, help="folder with tokenizer.json, tokenizer_config.json, chat_template.jinja")
     vllm.add_argument("--served-model-name", default="twin")
     vllm.add_argument("--host", default="127.0.0.1")
@@ -49,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     vllm.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     vllm.add_argument("--enable-lora", action="store_true")
     vllm.add_argument("--max-loras", type=int, default=1)
-    vllm.add_argument("--kv-events-config", default="{}", help="JSON; `*` in an address is the twin's own")
-    twin = parser.add_argument_group("the twin's own")
+    vllm.add_argument("--max-lora-rank", type=int, default=16)
+    vllm.add_argument("--kv-events-config", type=_json_of(EventsConfig), default="{}", help="JSON; `*` is the twin's own address")
+    twin = found.add_argument_group("the twin's own")
     twin.add_argument("--profile", choices=sorted(PROFILES), default="a100-small", help="how fast it is and how much it holds")
     twin.add_argument("--speed", type=float, default=1.0, help="times faster than the profile; 0 takes no time")
     twin.add_argument("--seed", type=int, default=0, help="of texts and faults")
@@ -61,17 +65,25 @@ def _parser() -> argparse.ArgumentParser:
         help="of answers that nothing else ends; 0 never ends one",
     )
     twin.add_argument("--start-delay-s", type=float, default=0.0, help="listens only after this long")
-    twin.add_argument("--faults", default="{}", help="JSON, as for /twin/faults, from the start")
+    twin.add_argument("--faults", type=_json_of(FaultPlan), default="{}", help="JSON, as for /twin/faults, from the start")
     twin.add_argument("--twins", type=int, default=1, help="so many in this process, on ports that follow each other")
-    return parser
+    return found
+
+
+def _json_of(kind: type[Any]) -> Callable[[str], Any]:
+    """Reads an argument that is a document; what is wrong with it is told with the argument's name."""
+
+    def read(text: str) -> Any:
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except msgspec.MsgspecError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
 def configs(options: argparse.Namespace) -> list[TwinConfig]:
-    """One configuration a twin.
-
-    Raises:
-        msgspec.MsgspecError: `--kv-events-config` is not such a document.
-    """
+    """One configuration a twin."""
     profile = PROFILES[options.profile]
     limits = Limits(
         max_model_len=options.max_model_len,
@@ -79,10 +91,10 @@ def configs(options: argparse.Namespace) -> list[TwinConfig]:
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_loras=options.max_loras if options.enable_lora else 0,
         law=profile.law,
+        max_lora_rank=options.max_lora_rank,
         lora_load_s=profile.lora_load_s,
         speed=options.speed,
     )
-    events = msgspec.json.decode(options.kv_events_config, type=EventsConfig)
     return [
         TwinConfig(
             host=options.host,
@@ -93,7 +105,7 @@ def configs(options: argparse.Namespace) -> list[TwinConfig]:
             num_blocks=options.num_gpu_blocks_override or profile.num_blocks,
             block_tokens=options.block_size,
             is_caching=options.enable_prefix_caching,
-            events=_for_twin(events, number),
+            events=_for_twin(options.kv_events_config, number),
             seed=options.seed,
             fault_seed=options.seed + number,
             mean_answer_tokens=options.mean_answer_tokens,
@@ -120,12 +132,11 @@ async def serve(options: argparse.Namespace) -> int:
     is_alone = options.twins == 1
     words = vocabulary.load(options.model)
     await asyncio.sleep(options.start_delay_s)
-    plan = msgspec.json.decode(options.faults, type=FaultPlan)
     twins = [Twin(config, words, _kill_process if is_alone else Twin.vanish) for config in configs(options)]
     try:
         for twin in twins:
             await twin.start()
-            twin.set_faults(plan)
+            twin.set_faults(options.faults)
     except OSError as error:
         sys.stderr.write(f"{twin.config.host}:{twin.config.port}: {error.strerror or error}\n")
         return 2
@@ -146,12 +157,10 @@ def _kill_process(twin: Twin) -> None:
 
 def main() -> int:
     """Entry point; 2 for arguments that do not fit."""
-    options = _parser().parse_args()
+    options = parser().parse_args()
     try:
-        configs(options)
-        msgspec.json.decode(options.faults, type=FaultPlan)
         return uvloop.run(serve(options))
-    except (msgspec.MsgspecError, vocabulary.VocabularyError) as error:
+    except vocabulary.VocabularyError as error:
         sys.stderr.write(f"python -m serving.twin: {error}\n")
         return 2
 

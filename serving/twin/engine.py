@@ -35,6 +35,7 @@ class Limits:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_loras: int
+    max_lora_rank: int
     law: StepLaw
     lora_load_s: float
     speed: float

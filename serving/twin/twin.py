@@ -55,6 +55,10 @@ class TwinConfig:
     mean_answer_tokens: int
 
 
+class _AdapterConfig(msgspec.Struct):
+    r: int
+
+
 class Twin:
     """A twin that can be started, and asked by HTTP or from code."""
 
@@ -145,10 +149,10 @@ class Twin:
         return self._last_metrics
 
     def load_adapter(self, name: str, path: str) -> None:
-        """Take an adapter.
+        """Take an adapter; of its files only the rank matters.
 
         Raises:
-            Refusal: there is none at `path`, or `name` is taken.
+            Refusal: there is none at `path`, its rank is too large, or `name` is taken.
         """
         if name in self.adapters:
             message = (
@@ -156,8 +160,13 @@ class Twin:
                 "'load_inplace' to True."
             )
             raise Refusal(400, message, kind="InvalidUserInput")
-        if not Path(path).is_dir():
-            raise Refusal(404, f"Loading lora {name} failed: No adapter found for {path}", kind="NotFoundError")
+        try:
+            rank = msgspec.json.decode((Path(path) / "adapter_config.json").read_bytes(), type=_AdapterConfig).r
+        except (OSError, msgspec.MsgspecError) as error:
+            raise Refusal(404, f"Loading lora {name} failed: No adapter found for {path}", kind="NotFoundError") from error
+        if rank > self.config.limits.max_lora_rank:
+            message = f"LoRA rank {rank} is greater than max_lora_rank {self.config.limits.max_lora_rank}."
+            raise Refusal(400, message)
         self.adapters[name] = (path, self._next_adapter)
         self._next_adapter += 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,6 +13,7 @@ from infra.embedded.desired import Action, Mount, Probe, Volume
 from infra.embedded.graph import Graph, Resource, Secret, token
 from infra.embedded.manifests import Surroundings, host_ports, pod_ports, render
 from serving.errors import UserError
+from serving.settings import ModelClass
 
 REPOSITORY = Path(__file__).parents[3]
 SURROUNDINGS = Surroundings("us-east-2", REPOSITORY, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, port_offset=100)
@@ -181,8 +182,10 @@ def test_a_host_port_that_cannot_be_is_refused(annotation: str) -> None:
 
 def test_the_program_itself_can_be_rendered(program: dict[str, Graph]) -> None:
     workloads, services = render(program["local.serving.us-east-2"], SURROUNDINGS, lambda urn, name: "127.9.9.9")
-    assert {workload.name: workload.kind for workload in workloads} == {"gateway": "StatefulSet", "engine-small": "Deployment"}
+    engines = [f"engine-{model_class}" for model_class in get_args(ModelClass)]
+    kinds = {workload.name: workload.kind for workload in workloads}
+    assert kinds == {"gateway": "StatefulSet", **dict.fromkeys(engines, "Deployment")}
     assert {service.name: (service.ports, service.host_ports) for service in services} == {
         "gateway": ({"http": 8080, "ops": 8081}, {"http": 8180, "ops": 8181}),
-        "engine-small": ({"http": 8000}, {}),
+        **dict.fromkeys(engines, ({"http": 8000}, {})),
     }

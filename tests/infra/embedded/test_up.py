@@ -48,13 +48,13 @@ UNMOUNTED_CHILD = f"/{CHILD}"
 def with_small_processes(graph: Graph, argument: str = "") -> Graph:
     """The stack with the test's child process in every container; everything around them is the program's."""
 
-    def container(original: dict[str, Any], is_engine: bool) -> dict[str, Any]:
+    def container(original: dict[str, Any], is_small_engine: bool) -> dict[str, Any]:
         probe = {"httpGet": {"path": "/.", "port": "http"}, "periodSeconds": 0.1}
         env = [*original["env"], {"name": "WEB", "value": "1"}] if original["name"] != "shipper" else original["env"]
         return {
             **{key: original[key] for key in ("name", "volumeMounts")},
             "image": "host:.venv",
-            "command": ["python", "-SE", UNMOUNTED_CHILD, *([argument] if argument and is_engine else [])],
+            "command": ["python", "-SE", UNMOUNTED_CHILD, *([argument] if argument and is_small_engine else [])],
             "env": env,
             "ports": [{"name": "http", "containerPort": 8000}, {"name": "ops", "containerPort": 8000}]
             if env != original["env"]
@@ -67,7 +67,7 @@ def with_small_processes(graph: Graph, argument: str = "") -> Graph:
             return resource
         inputs = json.loads(json.dumps(resource.inputs))
         pod = inputs["spec"]["template"]["spec"]
-        pod["containers"] = [container(item, resource.name.startswith("engine")) for item in pod["containers"]]
+        pod["containers"] = [container(item, resource.name == "engine-small") for item in pod["containers"]]
         return replace(resource, inputs=inputs)
 
     return replace(graph, resources=tuple(map(small, graph.resources)))
@@ -108,7 +108,7 @@ def machine(program: dict[str, Graph], tmp_path_factory: pytest.TempPathFactory)
     machine = Machine(State(tmp_path_factory.mktemp("machine") / "local"), program)
     edge = Graph("local.edge", (), {})
 
-    def record(stacks: list[str]) -> dict[str, Graph]:
+    def record(stacks: list[str], overrides: Any) -> dict[str, Graph]:
         return {
             stack: edge if stack == "local.edge" else with_small_processes(machine.program[stack], machine.engine_argument)
             for stack in stacks
@@ -168,7 +168,7 @@ def test_the_first_up_starts_everything_and_says_how_to_reach_it(machine: Machin
         "global.infrastructure.aws",
         "us-east-2.infrastructure.cache",
         "us-east-2.serving.gateway",
-        "us-east-2.serving.engine-small",
+        *(f"us-east-2.serving.engine-{model_class}" for model_class in ("small", "medium", "large")),
     }
     assert report.recorded_only["kubernetes:networking.k8s.io/v1:NetworkPolicy"] > 3
     assert report.recorded_only["aws:ec2/vpc:Vpc"] == 1
@@ -200,7 +200,7 @@ def test_pods_get_their_environment_from_the_graph_and_the_cache_answers(machine
     assert env["FLOTILLA_POD_IP"] == machine.pods()[f"{HOME}/gateway-0"].address
     assert len(f"{env['TMPDIR']}/{'0' * 36}") < 107  # the longest path of a Unix socket
     endpoints = json.loads((Path(env["FLOTILLA_ENDPOINTS_DIR"]) / "serving.engine-small.json").read_bytes())
-    (engine,) = [pod for name, pod in machine.pods().items() if "engine" in name]
+    (engine,) = [pod for name, pod in machine.pods().items() if "engine-small" in name]
     assert endpoints["endpoints"] == [{"name": engine.name, "address": engine.address, "ready": True}]
     cache = redis.Redis.from_url(settings["cache_url"])
     assert cache.ping()

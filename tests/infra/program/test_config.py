@@ -54,6 +54,11 @@ CATALOG_FAULTS = [
     ),
     ("lora: {slots: 8, max_rank: 32}", "lora: {slots: 8, max_rank: 33}", "`models.qwen2.5-7b-instruct.lora.max_rank` is 33"),
     ("small: smollm2-135m-instruct", "small: gpt", "`environments.local.models.small` is 'gpt', must be one of"),
+    (
+        "small: qwen2.5-7b-instruct-twin",
+        "small: qwen2.5-7b-instruct",
+        "`environments.local.twins.small` is 'qwen2.5-7b-instruct', must be a model with `engine: twin`",
+    ),
     ("small: smollm2-135m-instruct", "tiny: smollm2-135m-instruct", "`environments.local.models.tiny` is 'tiny'"),
     ("tensor_parallel_size: 2", "tensor_parallel_size: 1", "must equal `gpus.count` (2)"),
     ("context_window_tokens: 8192", "context_window_tokens: 12", "`models.smollm2-135m-instruct.context_window_tokens` is 12"),
@@ -84,7 +89,7 @@ STACK_FILE_FAULTS = [
     ("engine: valkey", "engine: memcached", "`flotilla:cache.engine` is 'memcached': input should be 'valkey' or 'redis'"),
     ("flotilla:cache:", "cache:", "`cache` is not a known key. Ours begin with `flotilla:`"),
     ("flotilla:cache:", "flotilla:cash:", "`flotilla:cash` is not a known key. Did you mean `cache`?"),
-    ("    small:\n", "    large:\n", "`flotilla:engines.small` is missing; the catalog says that local"),
+    ("    large: *twin\n", "", "`flotilla:engines.large` is missing; the catalog says that local"),
     ("memory: 4Gi}", "memory: lots}", "`flotilla:engines.small.resources.memory` is 'lots'"),
     ("config:", "konfig: {}\nx:", "`flotilla:gateway` is missing"),
 ]
@@ -203,7 +208,8 @@ def test_what_runs_only_on_this_machine_is_refused_elsewhere(stacks_dir: Path) -
     with pytest.raises(ConfigError) as caught:
         config.load(stack, ServingConfig, config.read_stack_file(stack, stacks_dir), stacks_dir)
     keys = [fault.split("`")[1] for fault in caught.value.message.splitlines()]
-    assert keys == ["flotilla:images.gateway", "flotilla:images.engine", "flotilla:gateway.host_ports"]
+    images = ["flotilla:images.gateway", "flotilla:images.engine"]
+    assert keys == [*images, "flotilla:gateway.host_ports", "flotilla:engines.large", "flotilla:engines.medium"]
 
 
 PROD_CLUSTER, PROD_SERVING = "prod.cluster.us-east-2", "prod.serving.us-east-2"

@@ -1,4 +1,5 @@
-"""What the catalog asks of an engine, put to the parser of the pinned vLLM: an argument unknown to it stops a fleet at start."""
+"""What the catalog asks of an engine, put to its own parser (the pinned vLLM's, the twin's): an argument unknown to it stops a
+fleet at start."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from infra.config import load_catalog
+from serving.twin.__main__ import parser
+from serving.twin.release import SOURCE
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PYTHON = REPOSITORY / ".venv-engine/bin/python"
@@ -52,7 +55,7 @@ def asked(lines: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.engine
 def test_vllm_accepts_the_arguments_of_every_model_and_refuses_a_misspelt_one() -> None:
-    models = load_catalog().models
+    models = {name: model for name, model in load_catalog().models.items() if model.engine == "vllm"}
     lines = {name: list(model.engine_arguments()) for name, model in models.items()}
     answers = asked({**lines, "misspelt": ["--max-num-seq-s", "8"], "wrong type": ["--max-num-seqs", "many"]})
     for name in ("misspelt", "wrong type"):
@@ -67,3 +70,13 @@ def test_vllm_accepts_the_arguments_of_every_model_and_refuses_a_misspelt_one() 
         for name, model in models.items()
     }
     assert sum(model.speculation is not None for model in models.values()) == 2, "both ways to speculate were asked"
+
+
+def test_a_twin_accepts_the_arguments_of_every_twin() -> None:
+    twins = {name: model for name, model in load_catalog().models.items() if model.engine == "twin"}
+    for name, model in twins.items():
+        found = parser().parse_args(list(model.engine_arguments()))
+        assert found.max_model_len == model.context_window_tokens, name
+        assert found.enable_lora is (model.lora is not None)
+    assert {model.source for model in twins.values()} == {SOURCE}
+    assert len(twins) == 3

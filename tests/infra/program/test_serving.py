@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -14,7 +14,7 @@ from infra.embedded.graph import Graph, Resource, tokens_in
 from infra.embedded.recorder import record
 from infra.layers.serving import ENGINE_STOP, GATEWAY_STOP
 from infra.timers import LIVENESS, READINESS, SPOT_GRACE_S, STARTUP, Stop
-from serving.settings import EngineSettings, GatewaySettings, JournalSettings
+from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass
 
 SERVING = "local.serving.us-east-2"
 WORKLOADS = ("kubernetes:apps/v1:StatefulSet", "kubernetes:apps/v1:Deployment")
@@ -58,7 +58,7 @@ def test_the_commands_are_those_of_the_serving_package(workloads: dict[str, Reso
     assert found == {
         ("gateway", "gateway"): ["python", "-m", "serving.gateway"],
         ("gateway", "shipper"): ["python", "-m", "serving.metering.shipper"],
-        ("engine-small", "engine"): ["python", "-m", "serving.engine"],
+        **{(f"engine-{model_class}", "engine"): ["python", "-m", "serving.engine"] for model_class in get_args(ModelClass)},
     }
 
 
@@ -71,6 +71,22 @@ def test_engine_arguments_come_from_the_catalog_behind_two_dashes(workloads: dic
     assert environment(engine)["VLLM_CPU_KVCACHE_SPACE"] == "2" and environment(engine)["HF_HUB_OFFLINE"] == "1"
 
 
+def test_a_twin_runs_where_a_gateway_runs_and_is_told_what_it_is(serving: Graph, workloads: dict[str, Resource]) -> None:
+    (engine,) = pod(workloads["engine-medium"])["containers"]
+    assert engine["image"] == "host:.venv" and engine["args"][-2:] == ["--profile", "a100-medium"]
+    settings = EngineSettings.model_validate_json(config_map(serving, "engine-medium-settings")["engine.json"])
+    assert settings.engine == "twin"
+
+
+def test_a_stack_of_twins_alone_serves_no_model(serving: Graph) -> None:
+    """As `flotilla up --engine twin` asks for it."""
+    twins = record([SERVING], overrides={SERVING: {"twins": True}})[SERVING]
+    engines = [resource for resource in twins.of_type(*WORKLOADS) if resource.name.startswith("engine-")]
+    assert {pod(engine)["containers"][0]["image"] for engine in engines} == {"host:.venv"}
+    for name in get_args(ModelClass):
+        assert EngineSettings.model_validate_json(config_map(twins, f"engine-{name}-settings")["engine.json"]).engine == "twin"
+
+
 def test_a_gateway_reads_its_settings_where_they_are_mounted(serving: Graph, workloads: dict[str, Resource]) -> None:
     settings = GatewaySettings.model_validate_json(config_map(serving, "gateway-settings")["gateway.json"])
     assert (settings.environment, settings.region, settings.home_region) == ("local", "us-east-2", "us-east-2")
@@ -79,7 +95,8 @@ def test_a_gateway_reads_its_settings_where_they_are_mounted(serving: Graph, wor
     ((urn, name),) = tokens_in(settings.cache_url)
     assert settings.cache_url == "redis://${" + f"{urn}#{name}" + "}:6379"
     assert urn.endswith("cache-group") and name == "primaryEndpointAddress"
-    (model,) = settings.models
+    large, medium, model = settings.models
+    assert (large.aliases, medium.engine_service) == (("Llama-3.3-70B-Instruct-twin",), "engine-medium.serving")
     assert (model.model_class, model.aliases, model.engine_service) == (
         "small",
         ("SmolLM2-135M-Instruct",),

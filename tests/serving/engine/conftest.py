@@ -135,8 +135,9 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
     def start_one(source: type[ReleaseSource] = ReadySource, engine_args: tuple[str, ...] = (), **fields: Any) -> Pod:
         cadence = replace(QUICK, **{name: fields.pop(name) for name in list(fields) if hasattr(QUICK, name)})
+        adapter = fields.pop("adapter", VllmAdapter())
         release_source = source(make_settings(**fields), None, None, tmp_path)  # type: ignore[arg-type]
-        supervisor = Supervisor(release_source, VllmAdapter(), Metrics("small"), free_address(), engine_args, cadence)
+        supervisor = Supervisor(release_source, adapter, Metrics("small"), free_address(), engine_args, cadence)
         pods.append(Pod(supervisor, asyncio.create_task(supervisor.run())))
         return pods[-1]
 

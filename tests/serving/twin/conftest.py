@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -23,7 +24,14 @@ from serving.twin.twin import Twin, TwinConfig
 from serving.twin.vocabulary import Vocabulary
 
 LIMITS = Limits(
-    max_model_len=2048, max_num_seqs=8, max_num_batched_tokens=512, max_loras=2, law=StepLaw(0, 0, 0, 0), lora_load_s=0, speed=0
+    max_model_len=2048,
+    max_num_seqs=8,
+    max_num_batched_tokens=512,
+    max_loras=2,
+    max_lora_rank=16,
+    law=StepLaw(0, 0, 0, 0),
+    lora_load_s=0,
+    speed=0,
 )
 CONFIG = TwinConfig(
     host="127.0.0.1",
@@ -121,6 +129,13 @@ async def start() -> AsyncIterator[Start]:
     for asker in askers:
         await asker.session.close()
         await asker.twin.stop()
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> str:
+    """Folder of an adapter of rank 8."""
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    return str(tmp_path)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -50,8 +49,8 @@ async def test_only_an_unbroken_prefix_is_found(twin: Asker) -> None:
     assert await cached(twin, changed) == 16
 
 
-async def test_salts_and_adapters_keep_blocks_apart(twin: Asker, tmp_path: Path) -> None:
-    twin.twin.load_adapter("acme", str(tmp_path))
+async def test_salts_and_adapters_keep_blocks_apart(twin: Asker, adapter: str) -> None:
+    twin.twin.load_adapter("acme", adapter)
     await cached(twin, prompt(64))
     assert await cached(twin, prompt(64), cache_salt="a") == 0
     assert await cached(twin, prompt(64), cache_salt="b") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,10 @@ async def test_when_blocks_run_out_the_youngest_starts_anew_and_all_end_right(st
     assert tight.twin.pool.num_free == 20
 
 
-async def test_more_adapters_than_slots_take_turns(start: Start, tmp_path: Path) -> None:
+async def test_more_adapters_than_slots_take_turns(start: Start, adapter: str) -> None:
     twin = await start(limits={**SLOW, "max_loras": 2})
     for name in ("a", "b", "c"):
-        twin.twin.load_adapter(name, str(tmp_path))
+        twin.twin.load_adapter(name, adapter)
     asking = [asyncio.create_task(twin.complete("one", 5, model=name)) for name in ("a", "b", "c", "a")]
     await twin.until(lambda: len(twin.twin.engine.running) == 3)
     _, metrics = await twin.get("/metrics")
@@ -98,3 +99,22 @@ async def test_a_client_that_leaves_frees_its_slot_at_once(start: Start) -> None
 async def test_an_idle_twin_sets_no_timer(twin: Asker) -> None:
     await twin.complete("one", 3)
     assert twin.twin.engine._timer is None
+
+
+async def test_adapters_are_loaded_and_unloaded_and_refused_in_vllms_words(twin: Asker, adapter: str) -> None:
+    assert (await twin.post("/v1/completions", model="acme", prompt="one"))[0] == 404
+    async with twin.session.post(f"{twin.base}/v1/load_lora_adapter", json={"lora_name": "acme", "lora_path": adapter}) as answer:
+        assert await answer.text() == "Success: LoRA adapter 'acme' added successfully."
+    assert [model["id"] for model in json.loads((await twin.get("/v1/models"))[1])["data"]] == ["small", "acme"]
+    (Path(adapter) / "adapter_config.json").write_text('{"r": 64}')
+    for name, path, status, told in (
+        ("acme", adapter, 400, "already been loaded"),
+        ("large", adapter, 400, "LoRA rank 64 is greater than max_lora_rank 16."),
+        ("none", "/nowhere", 404, "No adapter found for /nowhere"),
+    ):
+        found, document = await twin.post("/v1/load_lora_adapter", lora_name=name, lora_path=path)
+        assert (found, told in document["error"]["message"]) == (status, True)
+    assert (await twin.post("/v1/unload_lora_adapter", lora_name="nobody"))[0] == 404
+    async with twin.session.post(f"{twin.base}/v1/unload_lora_adapter", json={"lora_name": "acme"}) as answer:
+        assert answer.status == 200
+    assert (await twin.post("/v1/completions", model="acme", prompt="one"))[0] == 404

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from serving.twin.words import ENGLISH
 from tests.serving.twin.conftest import Asker, Start, own_vocabulary
 
@@ -17,9 +15,9 @@ async def test_replicas_give_the_same_greedy_answer(start: Start) -> None:
     assert len(answers) == 1
 
 
-async def test_other_prompts_seeds_and_adapters_give_other_answers(start: Start, tmp_path: Path) -> None:
+async def test_other_prompts_seeds_and_adapters_give_other_answers(start: Start, adapter: str) -> None:
     first, other_seed = await start(), await start(seed=2)
-    first.twin.load_adapter("acme", str(tmp_path))
+    first.twin.load_adapter("acme", adapter)
     answers = [
         text_of(await first.complete("one", 12)),
         text_of(await first.complete("two", 12)),
