@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image bench-fetch clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image bench-fetch bench-preview preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,18 @@ drill-image: setup .venv/.flotilla-dev   ## build the image twice, look into it 
 
 bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
 	@$(BIN)/python tests/bench/bench_fetch.py
+
+bench-preview: .venv/.flotilla-dev   ## how long a preview of every stack takes; ARGS=--write puts it into docs/benchmarks.md
+	@$(BIN)/python tests/bench/bench_preview.py $(ARGS)
+
+preview-engine: .venv/.flotilla-base   ## every stack of local through the real Pulumi engine, where `pulumi` is on the PATH
+	@$(BIN)/flotilla preview-engine
+
+deploy: .venv/.flotilla-base      ## preflight and `pulumi up` of one region: ENV=staging REGION=us-east-2
+	@$(BIN)/flotilla deploy "$(ENV)" "$(REGION)"
+
+destroy: .venv/.flotilla-base     ## `pulumi destroy` of one region, and what is left of it: ENV= REGION= ACCOUNT=
+	@$(BIN)/flotilla destroy "$(ENV)" "$(REGION)" --account "$(ACCOUNT)"
 
 clean:           ## remove what was set up and every local state
 	-$(BIN)/flotilla down --purge

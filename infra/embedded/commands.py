@@ -119,7 +119,8 @@ def preview(
     stack: Annotated[str, typer.Argument(help="A stack, such as local.serving.us-east-2.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="Every stack of every environment.")] = False,
     against: Annotated[
-        str, typer.Option(metavar="GIT_REF", help="Compare with this commit's own program. [default: with the last `up`]")
+        str,
+        typer.Option(metavar="GIT_REF", help="Compare with this commit's program; A..B compares two. [default: the last `up`]"),
     ] = "",
     refuse_replacements: Annotated[
         bool, typer.Option("--refuse-replacements", help="Exit 1 if anything would be replaced, or a protected thing deleted.")

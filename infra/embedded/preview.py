@@ -111,22 +111,27 @@ def preview(stack: str, state_dir: Path, *, overrides: Mapping[str, Mapping[str,
 
 
 def preview_against(stack: str, ref: str) -> PreviewReport:
-    """Compares a stack, or with `""` every stack of either side, with the graphs of commit `ref`'s own program.
+    """Compares a stack, or with `""` every stack of either side, with the graphs of a commit's own program.
+
+    `ref` names the commit that the working tree is compared with; `A..B` compares commit B with commit A, and reads nothing of
+    the working tree.
 
     Raises:
-        UserError: the stack is on neither side, a configuration is wrong, or the commit cannot be recorded.
+        UserError: the stack is on neither side, a configuration is wrong, or a commit cannot be recorded.
     """
-    commit = commit_of(ref)
-    known = every_stack()
-    wanted = [name for name in known if name == stack] if stack else known
+    ref, is_range, later_ref = ref.partition("..")
+    against = f"{ref} ({commit_of(ref)[:12]})"
+    if is_range:
+        against += f", at {later_ref} ({commit_of(later_ref)[:12]})"
+    asked = [stack] if stack else []
     with ThreadPoolExecutor(1) as beside:
-        earlier = beside.submit(graphs_at, ref, [stack] if stack else [])
-        graphs = record(wanted)
+        earlier = beside.submit(graphs_at, ref, asked)
+        graphs = graphs_at(later_ref, asked) if is_range else record([name for name in every_stack() if stack in ("", name)])
         before = earlier.result()
-    removed = [name for name in before if name not in known and stack in ("", name)]
-    if stack and not wanted and not removed:
-        raise ConfigError(f"{stack}: no such stack, neither here nor at {ref}", f"here: {', '.join(known)}")
-    return PreviewReport(_compared([*wanted, *removed], graphs, before.get), f"{ref} ({commit[:12]})")
+    wanted = [name for name in (*graphs, *(name for name in before if name not in graphs)) if stack in ("", name)]
+    if not wanted:
+        raise ConfigError(f"{stack}: no such stack, on neither side of {against}", "`flotilla preview --all` names them")
+    return PreviewReport(_compared(wanted, graphs, before.get), against)
 
 
 def _compared(

@@ -1,4 +1,4 @@
-"""The commands that ask AWS before a deployment, before a destruction and after it. None of them changes anything."""
+"""The commands around a deployment: ask AWS beforehand, run the engine in order, and look for what a destruction has left."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def register(app: typer.Typer) -> None:
     app.command()(preflight)
     app.command(name="destroy-check")(destroy_check)
     app.command()(leftovers)
+    app.command()(deploy)
+    app.command()(destroy)
+    app.command(name="preview-engine")(preview_engine)
 
 
 def preflight(
@@ -79,6 +82,50 @@ def leftovers(
     known = config.environment_of(config.load_catalog(), environment)
     require_account(environment, known, aws_client)
     _report(find(Scope(environment, region or known.regions, stack), aws_client), as_json)
+
+
+def deploy(
+    environment: Annotated[str, typer.Argument(help="An environment, such as staging.")],
+    region: Annotated[str, typer.Argument(help="One of its regions, such as us-east-2.")],
+) -> None:
+    """Run preflight and `pulumi up` of a region: its cluster, then its serving. The Pulumi CLI asks before it changes anything."""
+    from infra.operations import engine
+    from infra.operations.preflight import preflight as run_preflight
+    from serving.target import aws_client
+
+    engine.require_installed()
+    engine.deploy(environment, region, lambda stack: _report(run_preflight(stack, aws_client, datetime.now(UTC)), as_json=False))
+
+
+def destroy(
+    environment: Annotated[str, typer.Argument(help="An environment, such as staging.")],
+    region: Annotated[str, typer.Argument(help="One of its regions, such as us-east-2.")],
+    account: Annotated[str, typer.Option(help="Its AWS account, typed out: the one that you mean to empty.")],
+) -> None:
+    """Run `pulumi destroy` of a region: its serving, then its cluster; then list what is left of each."""
+    from infra.operations import engine
+    from infra.operations.leftovers import Scope
+    from infra.operations.leftovers import leftovers as find
+    from serving.target import aws_client
+
+    engine.require_installed()
+    destroy_check(environment, account, region)
+    for stack in engine.destroy(environment, region):
+        _report(find(Scope(environment, (region,), stack), aws_client), as_json=False)
+
+
+def preview_engine() -> None:
+    """Preview every stack of `local` through the real Pulumi engine, with throw-away state and an emulated AWS."""
+    from infra.operations import engine
+
+    if not engine.is_installed():
+        typer.echo("skipped: pulumi is not on the PATH. `flotilla preview --all` shows the same graph without it.")
+        return
+    faults = engine.preview_local()
+    for fault in faults:
+        typer.echo(fault, err=True)
+    if faults:
+        raise typer.Exit(1)
 
 
 def _report(findings: list[Finding], as_json: bool) -> None:
