@@ -2,7 +2,8 @@
 
 In a cluster the Service's DNS name has one address per ready pod. On one machine the realiser keeps a file a Service in
 FLOTILLA_ENDPOINTS_DIR, replaced whole, which is looked at when it changes. A source that cannot be read leaves the last list in
-place: engines do not vanish because a resolver is out of order. A source that says "none" is believed.
+place: engines do not vanish because a resolver is out of order. A source that suddenly says "none" is
+not believed for a while either: whoever is really gone is found out by asking, and whoever is not goes on serving.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 
 FILE_POLL_S = 0.2
 DNS_POLL_S = 1.0
+KEEP_LAST_S = 60.0
+"""So long the last engines are kept when their Service is said to have none."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,20 @@ class DnsSource:
 async def watch(source: Source, model: ServedModel, on_change: Callable[[tuple[Endpoint, ...]], None]) -> None:
     """Tell `on_change` of every new list, until cancelled."""
     last: tuple[Endpoint, ...] | None = None
+    empty_since_s: float | None = None
+    now = asyncio.get_running_loop().time
     while True:
         endpoints = await source.read(model)
+        if endpoints:
+            empty_since_s = None
+        elif endpoints is not None and empty_since_s is None:
+            empty_since_s = now()
+            if last:
+                log.warning("engines_vanished", model=model.model_class, kept=[endpoint.name for endpoint in last])
+        if (
+            not endpoints and last and empty_since_s is not None
+        ):  # a source may say "none" once, and then that nothing has changed
+            endpoints = () if now() - empty_since_s >= KEEP_LAST_S else None
         if endpoints is not None and endpoints != last:
             last = endpoints
             on_change(endpoints)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from serving.gateway import errors, sse
+from serving.gateway.discovery import Endpoint
 from serving.gateway.engine_http import ConnectionPool, EngineConnection
 from serving.gateway.errors import ApiError, ErrorKind
 from serving.gateway.route import NONE_READY_RETRY_S, Seat
@@ -22,11 +23,12 @@ _ENDED_EARLY = "the engine ended its answer before its first event"
 
 
 class EngineFailed(Exception):
-    """The engine gave nothing: ask another, or tell the client `kind`."""
+    """The engine gave nothing: ask another, or tell the client `kind`. It may have died of the request (`has_broken_off`)."""
 
-    def __init__(self, kind: ErrorKind, reason: str) -> None:
+    def __init__(self, kind: ErrorKind, reason: str, *, has_broken_off: bool = False) -> None:
         super().__init__(reason)
         self.kind = kind
+        self.has_broken_off = has_broken_off
 
     def answer(self) -> ApiError:
         """What the client is told when nobody else can be asked."""
@@ -35,7 +37,11 @@ class EngineFailed(Exception):
 
 
 class EngineLost(Exception):
-    """The engine broke off after its first event."""
+    """The engine broke off after its first event; `has_broken_off` where its connection did."""
+
+    def __init__(self, reason: str, *, has_broken_off: bool = False) -> None:
+        super().__init__(reason)
+        self.has_broken_off = has_broken_off
 
 
 class Reader(Protocol):
@@ -58,10 +64,12 @@ class Upstream:
         self._reader: Reader | None = None
         self._first: list[bytes] = []
         self._error_body = b""
-        self._begun: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._begun: asyncio.Future[int] = self._loop.create_future()
         """The status, once there is an event or will never be one."""
         self._end: str | None = None
         self._is_over = False
+        seat.on_stall = self._stalled
 
     async def begin(self) -> None:
         """Wait for the first event.
@@ -75,7 +83,7 @@ class Upstream:
             said = sse.engine_error(b"data: " + self._error_body)
             raise _refusal(status, "" if said is None else said.message)
         if not self._first:
-            raise EngineFailed(errors.ENGINE_UNAVAILABLE, self._end or _ENDED_EARLY)
+            raise EngineFailed(errors.ENGINE_UNAVAILABLE, self._end or _ENDED_EARLY, has_broken_off=bool(self._end))
         if (said := sse.engine_error(self._first[0])) is not None:
             raise _refusal(said.code, said.message)
 
@@ -109,6 +117,7 @@ class Upstream:
         """A piece of the answer, from the connection."""
         if self._is_over or self._end is not None:
             return
+        self._seat.heard(self._loop.time())
         if status != 200:
             self._error_body += body[: _MAX_ERROR_BYTES - len(self._error_body)]
             return
@@ -123,7 +132,6 @@ class Upstream:
             self._reader.events(events)
         else:
             self._first += events
-            self._seat.has_begun()
             self._has_begun(status)
 
     def ended(self, status: int, reason: str) -> None:
@@ -135,6 +143,10 @@ class Upstream:
         if self._reader is not None:
             self._reader.ended(reason)
 
+    def _stalled(self) -> None:
+        if not self._begun.done():
+            self._begun.set_exception(EngineFailed(errors.ENGINE_TIMEOUT, "the engine makes no progress"))
+
     def _has_begun(self, status: int) -> None:
         if not self._begun.done():
             self._begun.set_result(status)
@@ -143,6 +155,23 @@ class Upstream:
         self._is_over = True
         self._reader = None
         self._seat.release()
+
+
+class _Probe:
+    """Takes the answer to a health check."""
+
+    def __init__(self) -> None:
+        self.is_answered = False
+        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def received(self, status: int, body: bytes) -> None:
+        """Of no interest."""
+
+    def ended(self, status: int, reason: str) -> None:
+        """The status, or 0 for an answer that broke off."""
+        self.is_answered = not reason
+        if not self.status.done():
+            self.status.set_result(0 if reason else status)
 
 
 class Dispatcher:
@@ -178,6 +207,23 @@ class Dispatcher:
             upstream.abort()
             raise
         return upstream
+
+    async def is_well(self, endpoint: Endpoint, timeout_s: float) -> bool:
+        """Whether the engine answers its health check with 200 in time."""
+        probe = _Probe()
+        connection: EngineConnection | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection = await self._pool.get((endpoint.address, endpoint.port))
+                connection.ask(probe, (f"GET /health HTTP/1.1\r\nhost: {endpoint.authority}\r\n\r\n".encode(),))
+                status = await probe.status
+            connection.release()
+            return status == 200
+        except OSError:
+            return False
+        finally:
+            if connection is not None and not probe.is_answered:
+                connection.abort()
 
     async def aclose(self) -> None:
         """Close all connections."""

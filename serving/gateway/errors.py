@@ -57,6 +57,8 @@ METERING_UNAVAILABLE = ErrorKind("metering_unavailable", 503, _SERVER)
 ENGINE_UNAVAILABLE = ErrorKind("engine_unavailable", 503, _SERVER)
 """No engine is ready, or those asked broke off before their first token."""
 OVERLOADED = ErrorKind("overloaded", 503, _SERVER)
+REQUEST_QUARANTINED = ErrorKind("request_quarantined", 400, _REQUEST)
+"""Two engines broke off while they worked on this very request; it is not given to a third."""
 REJECTED_BY_ENGINE = ErrorKind("rejected_by_engine", 400, _REQUEST)
 ENGINE_ERROR = ErrorKind("engine_error", 502, _SERVER)
 """An engine answered, and not in a way that can be served."""

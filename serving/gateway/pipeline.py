@@ -20,6 +20,7 @@ engine anything.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from contextlib import suppress
 
 import structlog
@@ -178,6 +179,7 @@ class Pipeline:
                 upstream = await self._ask(exchange.path, body, call, model, context, meter, watch)
                 await relay(upstream, sink, meter, watch)
             upstream.recycle()
+            self._pools[call.model].quarantine.answered(fingerprint(body))
             return Outcome.FINISHED, None
         except ApiError as refusal:
             return Outcome.NOT_SERVED, refusal
@@ -188,6 +190,8 @@ class Pipeline:
                 return Outcome.CLIENT_GONE, None
             return _engine_fault(call, upstream is not None, interrupted)
         except EngineLost as lost:
+            if lost.has_broken_off and call.seat is not None:
+                self._pools[call.model].quarantine.killed(fingerprint(body), call.seat.engine.endpoint.name)
             return _engine_fault(call, upstream is not None, lost)
         except asyncio.CancelledError:  # the end of a drain: the gateway breaks off, not the engine and not the client
             return Outcome.GATEWAY_CRASH, ApiError(errors.DRAINING, "This gateway stopped before the answer was complete.")
@@ -224,12 +228,17 @@ class Pipeline:
     async def _ask(
         self, path: str, body: bytes, call: Call, model: ServedModel, context: Context, meter: Meter, watch: Watch
     ) -> Upstream:
-        """The first engine to answer with an event: the best one, or after a failure another.
+        """The first engine to answer with an event: the best one, or after a failure another, within the budget for retries.
 
         Raises:
             ApiError: none is ready or free, or those asked failed, or the engine finds fault with the request.
         """
         pool = self._pools[model.model_class]
+        if pool.quarantine.holds(fingerprint(body)):
+            raise ApiError(
+                errors.REQUEST_QUARANTINED, "Engines have stopped while they worked on this request. Change it to try again."
+            )
+        pool.retries.request()
         failed: list[Engine] = []
         failure: EngineFailed | None = None
         while True:
@@ -247,10 +256,12 @@ class Pipeline:
                 return await self._dispatcher.send(seat, path, body, call.request_id)
             except EngineFailed as error:
                 seat.eject()
+                if error.has_broken_off:
+                    pool.quarantine.killed(fingerprint(body), seat.engine.endpoint.name)
                 failed.append(seat.engine)
                 failure = error
                 log.warning("engine_failed", request_id=call.request_id, engine=seat.engine.endpoint.name, reason=str(error))
-                if len(failed) == MAX_ATTEMPTS:
+                if len(failed) == MAX_ATTEMPTS or not pool.retries.retry():
                     raise error.answer() from error
 
     async def _read_body(self, exchange: Exchange) -> bytes:
@@ -308,6 +319,11 @@ def _engine_fault(call: Call, has_begun: bool, reason: Exception) -> tuple[Outco
         return Outcome.NOT_SERVED, ApiError(errors.ENGINE_TIMEOUT, "The engine did not begin to answer in time.")
     why = f": {reason}" if isinstance(reason, Interrupted) else ""
     return Outcome.ENGINE_LOST, ApiError(errors.ENGINE_LOST, f"The answer broke off before it was complete{why}.")
+
+
+def fingerprint(body: bytes) -> bytes:
+    """What two requests share that are the same to an engine, tenant included."""
+    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 def _internal_error() -> ApiError:

@@ -1,24 +1,25 @@
-"""Which engine serves a request: what each has to do and has been sent is counted here, the choice is `policies.routing.choice`.
+"""Which engine serves a request: what each has to do and was sent is counted here, the choice is `policies.routing.choice`.
 
-An engine that failed a request is passed over for a few seconds; discovery will say soon whether it is gone.
+An engine that failed, stalls (`check`) or does not answer a probe (`engine_watch.py`) is passed over for a while, longer each
+time in a row; then it starts slowly. Discovery will say whether it is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from policies.routing.choice import Replica, choose
 from policies.routing.prefix_index import Chain, PrefixIndex
 from policies.routing.ring import Ring
+from policies.routing.suspicion import PrefillSpeed, Quarantine, RetryBudget, ejection_s
 from serving.gateway import errors
 from serving.gateway.discovery import Endpoint
 from serving.gateway.errors import ApiError
 from serving.gateway.metrics import Metrics
 from serving.settings import ServedModel
 
-EJECT_S = 3.0
 NONE_READY_RETRY_S = 5.0
 FULL_RETRY_S = 1.0
 
@@ -29,39 +30,73 @@ class Engine:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.replica = Replica(endpoint.is_ready)
+        self.num_failures = 0
+        """In a row."""
+        self.heard_s = 0.0
+        """When it last sent something, or was asked after having nothing to do."""
+        self.waiting: set[Seat] = set()
+        """Those that have not had their first event."""
+
+    def eject(self, now_s: float, at_least_s: float = 0.0) -> None:
+        """Pass it over for a while; failures while it is passed over already are of the same illness."""
+        if self.replica.ejected_until_s <= now_s:
+            self.num_failures += 1
+            at_least_s = max(at_least_s, ejection_s(self.num_failures))
+        self.replica.ejected_until_s = self.replica.started_s = max(self.replica.ejected_until_s, now_s + at_least_s)
 
 
 class Seat:
     """A place at an engine, held until released."""
 
-    def __init__(self, engine: Engine, uncached_tokens: int) -> None:
+    def __init__(self, engine: Engine, speed: PrefillSpeed, prompt_tokens: int, uncached_tokens: int) -> None:
         self.engine = engine
-        self._queued_tokens = uncached_tokens
+        self.prompt_tokens = prompt_tokens
+        self.on_stall: Callable[[], None] | None = None
+        """Called when the engine stalls before the first event."""
+        self._speed = speed
+        self._uncached_tokens = uncached_tokens
         self._is_held = True
+        self._taken_s = asyncio.get_running_loop().time()
+        if not engine.replica.num_in_flight:
+            engine.heard_s = self._taken_s
         engine.replica.num_in_flight += 1
         engine.replica.queued_tokens += uncached_tokens
+        self._work_tokens = engine.replica.queued_tokens
+        engine.waiting.add(self)
 
-    def has_begun(self) -> None:
-        """The engine has sent its first token: the prompt is computed."""
-        self.engine.replica.queued_tokens -= self._queued_tokens
-        self._queued_tokens = 0
+    def heard(self, now_s: float) -> None:
+        """The engine has sent something for this request."""
+        self.engine.heard_s = now_s
+        if self in self.engine.waiting:
+            self._speed.saw(self._work_tokens, now_s - self._taken_s)
+            self.engine.num_failures = 0
+            self._computed()
 
     def release(self) -> None:
         """Give the place up; a second time changes nothing."""
         if self._is_held:
             self._is_held = False
-            self.has_begun()
+            if self in self.engine.waiting:
+                self._computed()
             self.engine.replica.num_in_flight -= 1
 
     def eject(self) -> None:
         """Pass this engine over for a while."""
-        self.engine.replica.ejected_until_s = asyncio.get_running_loop().time() + EJECT_S
+        self.engine.eject(asyncio.get_running_loop().time())
+
+    def _computed(self) -> None:
+        """The prompt is not waited for any more."""
+        self.engine.waiting.discard(self)
+        self.engine.replica.queued_tokens -= self._uncached_tokens
 
 
 class Pool:
     """The engines of one class."""
 
     def __init__(self, model: ServedModel, metrics: Metrics) -> None:
+        self.speed = PrefillSpeed()
+        self.retries = RetryBudget()
+        self.quarantine = Quarantine()
         self._model = model
         self._ready = metrics.engines_ready.labels(model.model_class)
         self._engines: list[Engine] = []
@@ -117,11 +152,30 @@ class Pool:
         )
         if choice.is_placed:
             self._index.add(1 << choice.index, chain)
-            return Seat(self._engines[choice.index], choice.uncached_tokens)
+            return Seat(self._engines[choice.index], self.speed, prompt_tokens, choice.uncached_tokens)
         name = self._model.model_class
         if choice.reason == "all_full":
             raise ApiError(errors.OVERLOADED, f"All engines of `{name}` are busy.", retry_after_s=FULL_RETRY_S)
         raise ApiError(errors.ENGINE_UNAVAILABLE, f"No engine of `{name}` is ready.", retry_after_s=NONE_READY_RETRY_S)
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """All that discovery knows."""
+        return self._engines
+
+    def check(self, now_s: float) -> list[Engine]:
+        """Eject engines that have requests of ours and make no progress, and give them. Requests that wait there for their first
+        event ask elsewhere."""
+        stalled = []
+        for engine in self._engines:
+            waiting_tokens = sum(seat.prompt_tokens for seat in engine.waiting)
+            if engine.replica.num_in_flight and now_s - engine.heard_s > self.speed.stalled_after_s(waiting_tokens):
+                stalled.append(engine)
+                engine.eject(now_s)
+                for seat in list(engine.waiting):
+                    if seat.on_stall is not None:
+                        seat.on_stall()
+        return stalled
 
     def _fill(self, places: list[Engine | None]) -> None:
         """Close gaps by moving engines down from the end: they lose what the index knows of them, the others keep it."""

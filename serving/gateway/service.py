@@ -24,6 +24,7 @@ from serving.gateway.auth import Authenticator
 from serving.gateway.context import ContextCounter
 from serving.gateway.discovery import DnsSource, FileSource, Source, watch
 from serving.gateway.dispatch import Dispatcher
+from serving.gateway.engine_watch import watch_engines
 from serving.gateway.exchange import Exchange
 from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
@@ -162,6 +163,7 @@ class Service:
         with suppress(TimeoutError):
             await asyncio.wait_for(releases.refresh(), FIRST_RELEASES_S)
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
+        self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
         self.app = build_app(self._pipeline, authenticator, models, releases, self.unready)

@@ -225,7 +225,7 @@ class _Relay:
     def ended(self, reason: str) -> None:
         """The engine says no more."""
         if not self.is_over:
-            self._finish(EngineLost(reason or _NOT_COMPLETE))
+            self._finish(EngineLost(reason or _NOT_COMPLETE, has_broken_off=bool(reason)))
 
     def _count_and_add(self, events: Sequence[bytes], now_s: float) -> None:
         meter, sink = self._meter, self._sink

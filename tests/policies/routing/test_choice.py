@@ -7,7 +7,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.routing.choice import NO_LOAD, SLACK, SLOW_START_S, Choice, Replica, choose
@@ -131,6 +131,7 @@ PROMPTS = st.text("abc", max_size=6)
 HELD = st.lists(st.tuples(st.integers(0, 7), PROMPTS), max_size=10)
 
 
+@settings(deadline=None)
 @given(replicas=st.lists(REPLICAS, max_size=8), held=HELD, asked=PROMPTS, failed=st.sets(st.integers(0, 7), max_size=2))
 def test_whoever_is_chosen_is_ready_has_room_and_has_not_failed_this(
     replicas: list[Replica], held: list[tuple[int, str]], asked: str, failed: set[int]
@@ -151,6 +152,7 @@ def test_whoever_is_chosen_is_ready_has_room_and_has_not_failed_this(
         assert 1 <= choice.uncached_tokens <= len(asked) * BLOCK_TOKENS + 1
 
 
+@settings(deadline=None)
 @given(prompts=st.lists(PROMPTS, min_size=1, max_size=120), num=st.integers(2, 8))
 def test_no_traffic_gives_a_replica_more_than_its_share(prompts: list[str], num: int) -> None:
     """Equal prompts, shared prefixes, whatever: nothing ends here, so in flight is all that was sent."""
@@ -160,6 +162,7 @@ def test_no_traffic_gives_a_replica_more_than_its_share(prompts: list[str], num:
         assert gateway.replicas[chosen].num_in_flight <= max(NO_LOAD, (1 + SLACK) * sent / num + 1)
 
 
+@settings(deadline=None)
 @given(prompts=st.lists(st.text("abcdefgh", min_size=1, max_size=6), min_size=1, max_size=40))
 def test_gateways_that_never_spoke_place_cold_prompts_alike(prompts: list[str]) -> None:
     gateways = [Gateway(fleet(*[0] * 8), seed) for seed in (1, 2)]
@@ -185,6 +188,7 @@ def test_a_conversation_stays_at_one_replica_whichever_gateway_takes_its_next_tu
         assert len(at) == 1
 
 
+@settings(deadline=None)
 @given(names=st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=2, max_size=12), key=st.integers(0, 2**64 - 1))
 def test_a_ring_moves_only_the_keys_of_whoever_leaves(names: set[str], key: int) -> None:
     ordered = sorted(names)

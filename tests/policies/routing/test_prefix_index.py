@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.routing.prefix_index import BLOCK_TOKENS, Chain, PrefixIndex, chain_of
@@ -50,6 +50,7 @@ def walk(sent: list[tuple[int, str]], asked: str) -> dict[int, int]:
     return held
 
 
+@settings(deadline=None)
 @given(sent=PATHS, asked=st.text("abc", max_size=9))
 def test_a_match_is_what_a_walk_along_the_chain_finds(sent: list[tuple[int, str]], asked: str) -> None:
     index = PrefixIndex()
@@ -60,6 +61,7 @@ def test_a_match_is_what_a_walk_along_the_chain_finds(sent: list[tuple[int, str]
     assert [length for length, _ in found] == sorted({length for length, _ in found}, reverse=True)
 
 
+@settings(deadline=None)
 @given(sent=PATHS, max_blocks=st.integers(1, 12))
 def test_a_replica_keeps_its_latest_blocks_and_never_more(sent: list[tuple[int, str]], max_blocks: int) -> None:
     index = PrefixIndex(max_blocks)

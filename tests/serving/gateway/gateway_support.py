@@ -147,6 +147,9 @@ class FakeEngine:
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+        if head[0].startswith("GET /health "):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            return True
         body = await reader.readexactly(int(headers["content-length"]))
         asked = Asked(head[0].split()[1], headers, json.loads(body))
         self.asked.append(asked)

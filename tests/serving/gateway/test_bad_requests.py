@@ -231,7 +231,7 @@ async def test_nothing_is_generated_while_usage_cannot_be_recorded(gateway: Gate
 def test_codes_are_unique_and_never_change() -> None:
     """Clients act on these. Adding one is fine; changing one breaks somebody."""
     assert {code: kind.status for code, kind in errors.TABLE.items()} == {
-        "invalid_api_key": 401, "auth_unavailable": 503, "invalid_json": 400, "invalid_http": 400,
+        "invalid_api_key": 401, "auth_unavailable": 503, "invalid_json": 400, "invalid_http": 400, "request_quarantined": 400,
         "invalid_utf8": 400, "json_too_deep": 400,
         "invalid_value": 400, "missing_required_parameter": 400, "unsupported_parameter": 400, "request_too_large": 413,
         "request_timeout": 408, "unsupported_content_encoding": 415, "headers_too_large": 431, "not_found": 404,

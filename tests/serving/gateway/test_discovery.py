@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from gateway_support import make_settings
 
+from serving.gateway import discovery
 from serving.gateway.discovery import DnsSource, Endpoint, FileSource, watch
 from serving.gateway.errors import ApiError
 from serving.gateway.metrics import Metrics
 from serving.gateway.route import Pool
+from serving.settings import ServedModel
 
 MODEL = make_settings().models[0]
 READY = {"name": "engine-small-0", "address": "127.20.1.2", "ready": True}
@@ -82,6 +84,34 @@ async def test_a_watcher_tells_of_changes_only(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
     watcher.cancel()
     assert seen == [0, 1, 2]
+
+
+class Telling:
+    """A source that says what it is told to, then nothing new."""
+
+    poll_s = 0.0
+
+    def __init__(self, *says: tuple[Endpoint, ...] | None) -> None:
+        self.says = list(says)
+
+    async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
+        return self.says.pop(0) if self.says else None
+
+
+@pytest.mark.parametrize(("keep_s", "seen"), [(60.0, [1]), (0.0, [1, 0])])
+async def test_engines_that_vanish_all_at_once_are_kept_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, keep_s: float, seen: list[int]
+) -> None:
+    """An empty answer of a resolver or a control plane must not end a service whose engines are well."""
+    monkeypatch.setattr(discovery, "KEEP_LAST_S", keep_s)
+    told: list[int] = []
+    source = Telling((Endpoint("a", "127.0.0.1", 1, True),), (), None, ())
+    watcher = asyncio.create_task(watch(source, MODEL, lambda endpoints: told.append(len(endpoints))))
+    while source.says:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    watcher.cancel()
+    assert told == seen
 
 
 async def test_an_engine_that_stays_keeps_its_seats_and_its_ejection() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import aiohttp
@@ -10,6 +11,7 @@ import openai
 import pytest
 from gateway_support import Behaviour, FakeEngine, Gateway, chat_body
 
+from serving.gateway.dispatch import Dispatcher
 from serving.metering.events import CountSource, Outcome
 
 LONG = ["x"] * 200
@@ -139,6 +141,73 @@ async def test_an_engine_that_never_begins_is_a_504(make_gateway: Any) -> None:
     assert gateway.journal.closed[0].outcome is Outcome.NOT_SERVED
     await within(2, gateway.engine.asked[0].done)
     assert gateway.engine.asked[0].is_aborted
+
+
+async def test_retries_have_a_budget_so_that_an_outage_is_not_answered_with_twice_the_load(make_gateway: Any) -> None:
+    gateway: Gateway = await make_gateway(num_engines=8)
+    for engine in gateway.engines:
+        engine.behaviour = Behaviour(status=500)
+    for _ in range(40):
+        async with gateway.post() as answer:
+            assert answer.status == 502
+    assert gateway.num_asked <= 1.2 * 40 + 3
+    assert gateway.num_asked > 40
+
+
+async def test_a_request_that_took_two_engines_down_is_not_given_a_third(make_gateway: Any) -> None:
+    gateway: Gateway = await make_gateway(num_engines=4)
+    for engine in gateway.engines:
+        engine.behaviour = Behaviour(cut_after=0)
+    poison = chat_body(seed=666)
+    async with gateway.post(body=poison) as answer:
+        assert answer.status == 503
+    async with gateway.post(body=poison) as answer:
+        assert (answer.status, await code_of(answer)) == (400, "request_quarantined")
+    assert gateway.num_asked == 2
+    for engine in gateway.engines:
+        engine.behaviour = Behaviour()
+    async with gateway.post() as answer:
+        assert answer.status == 200, "others are served"
+
+
+async def test_an_engine_that_makes_no_progress_is_left_and_whoever_waits_there_asks_elsewhere(make_gateway: Any) -> None:
+    """Its process hangs, or its core alone does: its connections stay open, and its health check may well answer."""
+    gateway: Gateway = await make_gateway(num_engines=2)
+    pool, (hung, sound) = gateway.pools["small"], gateway.engines
+    pool.update([hung.endpoint])
+    hung.behaviour = Behaviour(hang_after=0)
+    now = asyncio.get_running_loop().time
+    waiting = asyncio.create_task(read_some(gateway, True))
+    while not hung.asked:
+        await asyncio.sleep(0.005)
+    pool.update([hung.endpoint, sound.endpoint])
+    assert pool.check(now() + 1000) == [], "nothing is known of its speed: it may be a long prompt"
+    pool.speed.saw(1000, 0.5)
+    assert pool.check(now() + 2.5) == []
+    assert [engine.endpoint for engine in pool.check(now() + 4.5)] == [hung.endpoint], "2 x 2,048 / 2,000 is less than 3 s"
+    await asyncio.wait_for(waiting, 5)
+    assert len(sound.asked) == 1
+    await within(2, hung.asked[0].done)
+    assert hung.asked[0].is_aborted
+    assert gateway.journal.closed[0].attempts == 2
+    async with gateway.post() as answer:
+        assert answer.status == 200
+    assert len(hung.asked) == 1, "it is passed over"
+
+
+async def test_a_probe_tells_who_answers_and_who_does_not(make_gateway: Any) -> None:
+    gateway: Gateway = await make_gateway(num_engines=2)
+    alive, gone = gateway.engines
+    await gone.stop()
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    dispatcher = Dispatcher(0.5)
+    assert await dispatcher.is_well(alive.endpoint, 5)
+    assert not await dispatcher.is_well(gone.endpoint, 5)
+    hung = dataclasses.replace(alive.endpoint, port=silent.sockets[0].getsockname()[1])
+    assert not await dispatcher.is_well(hung, 0.1)
+    await dispatcher.aclose()
+    silent.close()
+    await gone.start()
 
 
 # After the first event: an honest end, and what arrived is billed once.

@@ -1,0 +1,99 @@
+"""What a gateway concludes from how its own requests fare: when an engine is passed over, for how long, and who is asked instead.
+
+An engine that hangs answers its health check, so what counts is progress: an engine with requests of ours that has sent none of
+them a token for longer than a prefill can take is stalled. How long that is, is learnt: the slowest prefill seen of late. Until
+one was seen nothing is concluded from silence: a cold prompt of 30 s on a CPU is not an illness.
+
+Retries are bounded by a budget (20 % of requests, after Envoy), or an outage would be answered with twice the load. A request
+that took two engines down is not given a third.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+FIRST_EJECTION_S = 3.0
+"""Doubles with every failure in a row."""
+LONGEST_EJECTION_S = 60.0
+SILENT_S = 3.0
+"""A probe without an answer, and at least so long without a token."""
+_PREFILLS = 2.0
+_STEP_TOKENS = 2048
+"""Somebody else's prompt may hold ours up for a step of this many tokens (vLLM's default `max_num_batched_tokens`)."""
+_MIN_SAMPLE_TOKENS = 256
+"""Shorter prompts tell of overheads, not of speed."""
+_RECOVERY = 1.02
+"""How fast the estimate of speed rises a sample: it falls at once, since a false alarm costs more than a late one."""
+
+_REQUESTS_PER_RETRY = 5
+_MIN_RETRIES, _MAX_RETRIES = 3, 100
+
+_MAX_DEATHS = 2
+_MAX_FINGERPRINTS = 1024
+
+
+def ejection_s(num_failures: int) -> float:
+    """How long an engine is passed over after so many failures in a row; 1 is 3 s, 2 is 6 s, at most a minute."""
+    return min(FIRST_EJECTION_S * 2.0 ** (num_failures - 1), LONGEST_EJECTION_S)
+
+
+class PrefillSpeed:
+    """The slowest prefill of late, in prompt tokens a second; unknown at first."""
+
+    def __init__(self) -> None:
+        self.tokens_per_s: float | None = None
+
+    def saw(self, tokens: int, seconds: float) -> None:
+        """So many prompt tokens, those queued before included, took this long to the first token."""
+        if tokens >= _MIN_SAMPLE_TOKENS and seconds > 0:
+            speed = tokens / seconds
+            known = self.tokens_per_s
+            self.tokens_per_s = speed if known is None else min(speed, known * _RECOVERY)
+
+    def stalled_after_s(self, waiting_tokens: int) -> float:
+        """How long an engine may be silent with so many prompt tokens of ours before it: `max(3 s, 2 x predicted prefill)`; for
+        ever while its speed is not known. At 1,000 tokens/s and 952 waiting: 2 x (952 + 2,048) / 1,000 = 6 s."""
+        if self.tokens_per_s is None:
+            return math.inf
+        return max(SILENT_S, _PREFILLS * (waiting_tokens + _STEP_TOKENS) / self.tokens_per_s)
+
+
+class RetryBudget:
+    """One retry for every five requests; a few are there from the start."""
+
+    def __init__(self) -> None:
+        self._saved = _MIN_RETRIES * _REQUESTS_PER_RETRY
+
+    def request(self) -> None:
+        """A request came."""
+        self._saved = min(self._saved + 1, _MAX_RETRIES * _REQUESTS_PER_RETRY)
+
+    def retry(self) -> bool:
+        """Whether one may be asked again; spends the budget if so."""
+        if self._saved < _REQUESTS_PER_RETRY:
+            return False
+        self._saved -= _REQUESTS_PER_RETRY
+        return True
+
+
+class Quarantine:
+    """Requests, by fingerprint, that engines died of. What answers once is cleared; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._deaths: OrderedDict[bytes, set[str]] = OrderedDict()
+
+    def killed(self, fingerprint: bytes, engine: str) -> None:
+        """`engine` broke off while it worked on this."""
+        self._deaths.setdefault(fingerprint, set()).add(engine)
+        self._deaths.move_to_end(fingerprint)
+        if len(self._deaths) > _MAX_FINGERPRINTS:
+            self._deaths.popitem(last=False)
+
+    def answered(self, fingerprint: bytes) -> None:
+        """It was answered, so it is not what engines die of."""
+        self._deaths.pop(fingerprint, None)
+
+    def holds(self, fingerprint: bytes) -> bool:
+        """Two engines have died of it."""
+        return len(self._deaths.get(fingerprint, ())) >= _MAX_DEATHS
