@@ -108,7 +108,7 @@ def _configured(
         try:
             values = config.read_stack_file(stack, stacks_dir)
             for key, value in overrides.get(str(stack), {}).items():
-                values[key] = _overlaid(values.get(key), value)
+                values[key] = overlaid(values.get(key), value)
             config.load(stack, LAYER_CONFIGS[stack.layer], values, stacks_dir)
             configured[stack] = values
         except ConfigError as error:
@@ -117,9 +117,10 @@ def _configured(
     return configured
 
 
-def _overlaid(value: Any, override: Any) -> Any:
+def overlaid(value: Any, override: Any) -> Any:
+    """`value` with `override` laid over it: mappings key by key, anything else whole."""
     if isinstance(value, Mapping) and isinstance(override, Mapping):
-        return {**value, **{key: _overlaid(value.get(key), item) for key, item in override.items()}}
+        return {**value, **{key: overlaid(value.get(key), item) for key, item in override.items()}}
     return override
 
 

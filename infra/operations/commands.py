@@ -88,7 +88,7 @@ def deploy(
     environment: Annotated[str, typer.Argument(help="An environment, such as staging.")],
     region: Annotated[str, typer.Argument(help="One of its regions, such as us-east-2.")],
 ) -> None:
-    """Run preflight and `pulumi up` of a region: its cluster, then its serving. The Pulumi CLI asks before it changes anything."""
+    """Run preflight and `pulumi up` of a region: its cluster, then its serving. Pulumi asks before it changes anything."""
     from infra.operations import engine
     from infra.operations.preflight import preflight as run_preflight
     from serving.target import aws_client

@@ -6,6 +6,7 @@ import json
 from datetime import date
 from pathlib import Path
 
+import pulumi
 import pytest
 import yaml
 
@@ -213,6 +214,7 @@ def test_what_runs_only_on_this_machine_is_refused_elsewhere(stacks_dir: Path) -
 
 
 PROD_CLUSTER, PROD_SERVING = "prod.cluster.us-east-2", "prod.serving.us-east-2"
+STAGING_SERVING = "staging.serving.us-east-2"
 CAPACITY_FAULTS = [
     # (file, old, new, the line that tells of it)
     (
@@ -297,3 +299,54 @@ def test_no_stack_lets_the_engine_make_default_providers(graphs: dict[str, Graph
     for stack in graphs:
         document = yaml.safe_load((config.STACKS_DIR / f"Pulumi.{stack}.yaml").read_text())
         assert document["config"]["pulumi:disable-default-providers"] == ["aws", "kubernetes"], stack
+
+
+ONE_LINE = {
+    # What is wrong: (stack, file, old, new, what the one line says).
+    "a wrong stack name": ("prod.servng.us-east-2", "", "", "", "no layer 'servng'"),
+    "an unknown region": ("prod.cluster.mars-1", "", "", "", "no such stack; prod has"),
+    "a missing key": (
+        PROD_CLUSTER,
+        f"Pulumi.{PROD_CLUSTER}",
+        "  flotilla:admin_role_arns",
+        "  #",
+        "`flotilla:admin_role_arns` is missing. Add it.",
+    ),
+    "a floor over reserved capacity": (
+        PROD_SERVING,
+        f"Pulumi.{PROD_SERVING}",
+        "floor: {reserved: 20, on_demand: 5}",
+        "floor: {reserved: 21, on_demand: 5}",
+        "floor.reserved of medium and small needs 49 × a100-40g reserved, and there are 48",
+    ),
+    "an instance type that the region does not offer": (
+        STAGING_SERVING,
+        "catalog",
+        "      g6.2xlarge: [us-east-2a, us-east-2b, us-east-2c]\n",
+        "",
+        "is g6.2xlarge, which us-east-2 does not offer",
+    ),
+    "CIDRs of regions that overlap": (
+        PROD_CLUSTER,
+        "catalog",
+        "vpc_cidr: 10.32.0.0/16",
+        "vpc_cidr: 10.16.0.0/16",
+        "`regions.us-west-2.vpc_cidr`",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", ONE_LINE)
+def test_each_fault_is_one_clear_line_before_any_resource(wrong: str, stacks_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, file, old, new, told = ONE_LINE[wrong]
+    if file:
+        edit(stacks_dir / f"{file}.yaml", old, new)
+
+    def refuse(self: pulumi.Resource, kind: str, name: str, *_: object, **__: object) -> None:
+        raise AssertionError(f"{kind} {name} was declared")
+
+    monkeypatch.setattr(pulumi.Resource, "__init__", refuse)
+    (fault,) = faults_of(stacks_dir, stack)
+    assert told in fault
+    with pytest.raises(AssertionError, match="was declared"):
+        record(["local.foundation"])
