@@ -158,6 +158,9 @@ def _kill_process(twin: Twin) -> None:
 def main() -> int:
     """Entry point; 2 for arguments that do not fit."""
     options = parser().parse_args()
+    num_blocks = options.num_gpu_blocks_override or PROFILES[options.profile].num_blocks
+    if num_blocks * options.block_size <= options.max_model_len:
+        parser().error(f"{num_blocks} blocks of {options.block_size} tokens do not hold --max-model-len {options.max_model_len}")
     try:
         return uvloop.run(serve(options))
     except vocabulary.VocabularyError as error:

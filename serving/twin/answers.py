@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import msgspec
 
 from serving.twin.asked import Asked
-from serving.twin.engine import Generation
 from serving.twin.faults import Fault, FaultKind
+from serving.twin.generation import Generation
 from serving.twin.stop_strings import HeldText
 from serving.twin.truth import Record
 

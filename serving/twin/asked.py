@@ -246,13 +246,8 @@ def _parameter(message: str, name: str, value: float) -> Refusal:
 
 
 def _too_long(window: int, prompt_tokens: int, *, is_text: bool) -> Refusal:
-    if prompt_tokens == window:
-        message = (
-            f"The decoder prompt (length {window}) plus the number of requested output tokens (at least 1) is longer than the "
-            f"maximum model length of {window}. Make sure that `max_model_len` is no smaller than the number of text tokens "
-            "(prompt + requested output tokens)."
-        )
-        return Refusal(400, message)
+    if prompt_tokens == window:  # vLLM first cuts the answer to the room that is left, and then finds none
+        return _parameter("max_tokens must be at least 1, got %s.", "max_tokens", 0)
     # vLLM stops reading a text one token behind the window.
     counted, least = (window + 1, "at least ") if is_text else (prompt_tokens, "")
     message = (

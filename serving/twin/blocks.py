@@ -18,7 +18,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from serving.twin.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from serving.twin.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Event, external
 
 _SEED = "vllm-none-hash"
 """vLLM's `DEFAULT_NONE_HASH_SEED`: what the first block's hash is chained to, the same in every process."""
@@ -216,15 +216,15 @@ class BlockPool:
             del self._by_hash[value]
         block.hash = None
         if self._has_events:
-            self.events.append(BlockRemoved([value], medium="GPU", group_idx=0))
+            self.events.append(BlockRemoved([external(value)], medium="GPU", group_idx=0))
 
 
 def _stored(table: BlockTable, token_ids: Sequence[int], begin: int, end: int) -> BlockStored:
     key = table.key
     extra_keys = [key.events_rest if number else key.events_first for number in range(begin, end)]
     return BlockStored(
-        block_hashes=table.hashes[begin:end],
-        parent_block_hash=table.hashes[begin - 1] if begin else None,
+        block_hashes=[external(value) for value in table.hashes[begin:end]],
+        parent_block_hash=external(table.hashes[begin - 1]) if begin else None,
         token_ids=list(token_ids[begin * table.block_tokens : end * table.block_tokens]),
         block_size=table.block_tokens,
         lora_id=key.lora_id,
@@ -232,4 +232,5 @@ def _stored(table: BlockTable, token_ids: Sequence[int], begin: int, end: int) -
         lora_name=key.lora_name,
         extra_keys=extra_keys,
         group_idx=0,
+        kv_cache_spec_kind="full_attention",
     )

@@ -1,6 +1,6 @@
 """The twin's own side: what really happened, and what is to go wrong.
 
-GET  /twin/requests?since=N   records (`truth.Record`) with numbers from N on
+GET  /twin/requests?since=N   records (`truth.Record`) with numbers from N on; of the ended ones the last 20,000
 GET  /twin/state              the engine at this moment, and totals
 GET  /twin/faults             the plan (`faults.FaultPlan`)
 POST /twin/faults             a new plan; `{}` ends all faults

@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from serving.twin.blocks import Block, BlockPool, BlockTable
+from serving.twin.blocks import Block, BlockPool
 from serving.twin.faults import Fault, FaultKind, Switches
+from serving.twin.generation import Generation
 from serving.twin.kv_events import Event
 from serving.twin.stats import Ended, Stats
 from serving.twin.text import TextSource
 from serving.twin.timing import StepLaw
-from serving.twin.truth import Record
 
 _MAX_LAG_S = 0.1
 """A loop that is busy for longer than this lets the engine's clock slip; less is caught up with."""
@@ -40,67 +40,6 @@ class Limits:
     lora_load_s: float
     speed: float
     """How many times faster than the law; 0 takes no time at all."""
-
-
-class Generation:
-    """One answer being made: its tokens, its place in the cache, and who is told of them."""
-
-    __slots__ = (
-        "adapter",
-        "deliver",
-        "fault",
-        "ids",
-        "index",
-        "is_over",
-        "last_token_s",
-        "max_tokens",
-        "may_end",
-        "min_tokens",
-        "next_token_s",
-        "num_cached",
-        "num_choices",
-        "num_computed",
-        "num_output",
-        "num_preemptions",
-        "num_prompt",
-        "record",
-        "scheduled_s",
-        "state",
-        "table",
-    )
-
-    def __init__(
-        self,
-        record: Record,
-        index: int,
-        prompt_ids: Sequence[int],
-        *,
-        table: BlockTable,
-        num_choices: int,
-        max_tokens: int,
-        min_tokens: int,
-        may_end: bool,
-        choice_seed: int | None,
-        text: TextSource,
-        fault: Fault | None,
-        deliver: Callable[[Generation, int, str | None], bool],
-    ) -> None:
-        """`deliver` takes each token and why it is the last one, or None; True says that the answer is over."""
-        self.record, self.index, self.deliver = record, index, deliver
-        self.ids = list(prompt_ids)
-        self.num_prompt = len(self.ids)
-        self.num_choices = num_choices
-        self.num_computed = self.num_output = self.num_cached = self.num_preemptions = 0
-        self.max_tokens, self.min_tokens, self.may_end = max_tokens, min_tokens, may_end
-        self.adapter = table.key.lora_name
-        self.table = table
-        self.state = text.start(self.ids, self.adapter or "", choice_seed)
-        self.fault = fault
-        if fault and fault.kind is FaultKind.WRONG_TEXT:
-            self.state ^= 0x5A5A5A5A
-        self.is_over = False
-        self.scheduled_s = self.last_token_s = 0.0
-        self.next_token_s = 0.0
 
 
 @dataclass
@@ -134,6 +73,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._step: _Step | None = None
         self._timer: asyncio.Handle | None = None
+        self._is_asleep = False
         self._due_s = 0.0
         self._ended_s = 0.0
 
@@ -152,11 +92,12 @@ class Engine:
 
     def wake(self) -> None:
         """Go on, if nothing is going on: something was queued, or a switch was turned."""
-        if self._step is None:
-            if self._timer is None:
-                self._timer = self._loop.call_soon(self._begin)
-        elif self._timer is None:
-            self._timer = self._loop.call_soon(self._end)
+        if self._timer and self._is_asleep:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._is_asleep = False
+            self._timer = self._loop.call_soon(self._begin if self._step is None else self._end)
 
     def close(self) -> None:
         """Stop the clock."""
@@ -164,7 +105,7 @@ class Engine:
             self._timer.cancel()
 
     def _begin(self) -> None:
-        self._timer = None
+        self._timer, self._is_asleep = None, False
         if self._switches().frozen:
             return
         now_s = self._loop.time()
@@ -188,6 +129,7 @@ class Engine:
         self._due_s = 0.0
         slowed = [generation.next_token_s for generation in self.running if generation.next_token_s > now_s]
         if slowed:
+            self._is_asleep = True
             self._timer = self._loop.call_at(min(slowed), self._begin)
 
     def _end(self) -> None:

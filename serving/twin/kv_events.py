@@ -1,8 +1,8 @@
 """KV cache events over ZMQ, with vLLM's schema, sequence numbers and replay (vLLM 0.32, `distributed/kv_events.py`).
 
-A batch is a msgpack array, its events are maps with a `type`. Each goes out as three frames: topic, sequence number (8 bytes, big
-endian), batch. Who missed some asks the replay socket for all from a number on, as far as the buffer goes back, and gets an end
-marker of -1.
+A batch is a msgpack array, its events are maps with a `type`, and a block's hash in them is its last 64 bits as a number (vLLM's
+default). Each batch goes out as three frames: topic, sequence number (8 bytes, big endian), batch. Who missed some asks the
+replay socket for all from a number on, as far as the buffer goes back, and gets an end marker of -1.
 
 Unlike vLLM's, `tcp://*:PORT` binds the twin's own address only: many twins share a machine, each with an address of its own.
 """
@@ -21,6 +21,11 @@ import zmq.asyncio
 _END = (-1).to_bytes(8, "big", signed=True)
 
 
+def external(value: bytes) -> int:
+    """A block's hash as events tell it."""
+    return int.from_bytes(value[-8:], "big")
+
+
 class _Event(msgspec.Struct, omit_defaults=True, gc=False, tag=True):
     """An event of the cache."""
 
@@ -28,8 +33,8 @@ class _Event(msgspec.Struct, omit_defaults=True, gc=False, tag=True):
 class BlockStored(_Event):
     """Blocks that can be found from now on."""
 
-    block_hashes: list[bytes]
-    parent_block_hash: bytes | None
+    block_hashes: list[int]
+    parent_block_hash: int | None
     token_ids: list[int]
     block_size: int
     lora_id: int | None
@@ -47,7 +52,7 @@ class BlockStored(_Event):
 class BlockRemoved(_Event):
     """Blocks that cannot be found any more."""
 
-    block_hashes: list[bytes]
+    block_hashes: list[int]
     medium: str | None
     group_idx: int | None = None
     locality: str | None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 
-class Record(msgspec.Struct):
+class Record(msgspec.Struct, gc=False):
     """One request."""
 
     number: int
@@ -35,10 +35,14 @@ class Record(msgspec.Struct):
     """`stop`, `length`, `refused`, `invalid`, `aborted` (the client left), `cut`, `truncated` or `died`."""
 
 
+KEPT = 20_000
+"""A record takes some 400 bytes: 64 twins keep half a gigabyte at most."""
+
+
 class Truth:
     """Records of one twin: the running ones, and the last `keep` that ended."""
 
-    def __init__(self, keep: int = 100_000) -> None:
+    def __init__(self, keep: int = KEPT) -> None:
         self.num_arrived = 0
         self.running: dict[int, Record] = {}
         self._ended: deque[Record] = deque(maxlen=keep)

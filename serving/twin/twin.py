@@ -22,8 +22,9 @@ from serving.twin.answers import Answer
 from serving.twin.asked import Asked, Refusal
 from serving.twin.blocks import BlockPool, BlockTable, CacheKey
 from serving.twin.connection import KEEPALIVE_S, Connection, Request
-from serving.twin.engine import Engine, Generation, Limits
+from serving.twin.engine import Engine, Limits
 from serving.twin.faults import Fault, FaultKind, FaultPlan, Faults
+from serving.twin.generation import Generation
 from serving.twin.kv_events import EventsConfig, Publisher
 from serving.twin.stats import Gauges, Stats
 from serving.twin.text import TextSource

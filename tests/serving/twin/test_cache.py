@@ -9,7 +9,7 @@ import pytest
 import zmq.asyncio
 
 from serving.twin.blocks import NONE_HASH, BlockPool, BlockTable, CacheKey, block_hash
-from serving.twin.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, EventsConfig
+from serving.twin.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, EventsConfig, external
 from tests.serving.twin.conftest import Asker, Start
 
 SIZE = 16
@@ -130,9 +130,9 @@ def test_what_is_stored_and_removed_is_told_with_its_parent() -> None:
     second = block_hash(first, ids[16:], None)
     pool.free(fill(pool, prompt(16, 900)))
     stored, removed, again = pool.events
-    assert isinstance(stored, BlockStored) and stored.block_hashes == [first, second]
+    assert isinstance(stored, BlockStored) and stored.block_hashes == [external(first), external(second)]
     assert (stored.parent_block_hash, stored.token_ids, stored.block_size) == (None, ids, SIZE)
-    assert removed == BlockRemoved([second], medium="GPU", group_idx=0)
+    assert removed == BlockRemoved([external(second)], medium="GPU", group_idx=0)
     assert isinstance(again, BlockStored)
     assert pool.clear() and pool.events[-1] == AllBlocksCleared() and pool.num_free == 2
 

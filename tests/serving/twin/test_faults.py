@@ -52,15 +52,16 @@ async def test_a_hang_before_the_first_token(twin: Asker) -> None:
 
 
 async def test_a_drip_takes_its_time_for_each_token_and_keeps_nobody_else(twin: Asker) -> None:
-    twin.fault(kind="drip", delay_s=0.05, times=1)
-    dripping = asyncio.create_task(broken_stream(twin, max_tokens=5))
-    await twin.until(lambda: bool(twin.twin.engine.running))
-    await twin.complete("another", 50)
-    assert not dripping.done()
-    data, is_whole = await dripping
+    twin.fault({"kind": "drip", "delay_s": 0.05, "times": 1}, {"kind": "drip", "delay_s": 60, "times": 1})
+    data, is_whole = await broken_stream(twin, max_tokens=5)
     assert is_whole and data.count(b'"text"') == 5
-    record = next(record for record in twin.records if record.fault == "drip")
+    record = twin.records[0]
     assert record.ended_s is not None and record.ended_s - record.arrived_s >= 4 * 0.05
+    dripping = asyncio.create_task(broken_stream(twin, max_tokens=5))
+    await twin.until(lambda: twin.records[-1].sent_tokens == 1)
+    await twin.complete("another", 50)  # long before the sixty seconds are over
+    assert not dripping.done()
+    dripping.cancel()
 
 
 @pytest.mark.parametrize(("factor", "told"), [(0.0, 0), (2.0, 16), (-1.0, -8)])

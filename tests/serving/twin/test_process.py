@@ -102,6 +102,7 @@ def test_a_slow_start_listens_late(run: Run) -> None:
         (["--model", "/nowhere"], "/nowhere: "),
         (["--faults", '{"faults": [{"kind": "sulk"}]}'], "sulk"),
         (["--kv-events-config", "{"], "argument --kv-events-config: Input data was truncated"),
+        (["--num-gpu-blocks-override", "8"], "8 blocks of 16 tokens do not hold --max-model-len 32768"),
         (["--max-num-seq-s", "8"], "unrecognized arguments"),
     ],
 )
