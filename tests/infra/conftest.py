@@ -1,15 +1,25 @@
-"""The graphs of every stack, recorded once: the first recording imports the providers' classes, which takes seconds."""
+"""The graphs of every stack, recorded once: the first recording imports the providers' classes, which takes seconds; and an
+emulated AWS for a whole module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from datetime import date
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from infra import config
+from infra.embedded.aws_server import environment
 from infra.embedded.graph import Graph
 from infra.embedded.recorder import environment_stacks, record
+from infra.embedded.state import State
+from serving.target import aws_client
 
 ENVIRONMENTS = tuple(config.load_catalog().environments)
 STACKS = tuple(stack for environment in ENVIRONMENTS for stack in environment_stacks(environment))
@@ -33,3 +43,35 @@ def graphs() -> dict[str, Graph]:
 def local_graphs(graphs: dict[str, Graph]) -> dict[str, Graph]:
     """Every stack of `local`."""
     return {stack: graph for stack, graph in graphs.items() if stack.startswith("local.")}
+
+
+@pytest.fixture(scope="module")
+def emulated_aws_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where an emulated AWS of the module's own answers."""
+    state = State(tmp_path_factory.mktemp("aws") / "local")
+    state.prepare()
+    address, port = state.address(1), 4566
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra.embedded.aws_server"],
+        env={**os.environ, **environment(address, port, state.aws)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://{address}:{port}"
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            urlopen(f"{url}/_ministack/ready", timeout=1)
+            break
+        except OSError:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+    yield url
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def emulated_aws(emulated_aws_url: str) -> Callable[[str, str], Any]:
+    """Clients of an emulated AWS, by service and region."""
+    return lambda service, region: aws_client(service, region, emulated_aws_url)
