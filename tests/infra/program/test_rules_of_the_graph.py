@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pulumi
 import pulumi_aws as aws
 import pytest
+from golden_files import GOLDENS
 from protected_types import PROTECTED_TYPES
 from pulumi import _types
 
 from infra.config import load_catalog
 from infra.embedded.computed import PROVIDERS, class_of
-from infra.embedded.graph import Graph, Options, Resource
+from infra.embedded.graph import HIDDEN, Graph, Options, Resource, Secret
 from infra.embedded.graph_json import encode, hidden
 from infra.embedded.recorder import environment_stacks, record, record_program
 from infra.naming import parse_stack
 from infra.tags import REQUIRED
+from serving.image.secrets import CONTENTS
 
 Rule = Callable[[Graph], list[str]]
 UNNAMED_TYPES = ("pulumi:providers:aws", "pulumi:providers:kubernetes")
@@ -71,9 +75,34 @@ def strays(graph: Graph) -> list[str]:
     return [resource.name for resource in real(graph) if not resource.parent and resource.name not in alone]
 
 
+SECRET_NAME = re.compile(r"(?i)(password|secretString|secretBinary|authToken|privateKey|accessKey|apiKey|adminKey|stringData)$")
+"""Of properties as providers spell them."""
+    r"(?i)(password|secret_?string|secret_?binary|auth_?token|private_?key|(api|access|admin)_?key|stringdata)$"
+)
+
+
 def plain_secrets(graph: Graph) -> list[str]:
-    """Resources whose written form shows a generated secret."""
-    return [resource.name for resource in graph.resources if "randomPassword" in str(hidden(resource.inputs))]
+    """Resources, or `exports`, whose written form shows a generated secret, a value that is called one, or a credential."""
+    written = [(resource.name, resource.inputs) for resource in graph.resources] + [("exports", graph.outputs)]
+    return [name for name, values in written if shows_secret(values)]
+
+
+def shows_secret(values: Mapping[str, Any]) -> bool:
+    text = json.dumps(hidden(values))
+    is_credential = any(pattern.search(text.encode()) for _, pattern in CONTENTS)
+    return is_credential or "randomPassword" in text or any(value != HIDDEN for value in _named_as_secrets(hidden(values)))
+
+
+def _named_as_secrets(value: Any) -> Iterator[Any]:
+    """Plain values below `value` whose key says that they are secrets."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _named_as_secrets(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if SECRET_NAME.search(key) and not isinstance(item, dict | list):
+                yield item
+            yield from _named_as_secrets(item)
 
 
 RULES: dict[str, tuple[Rule, str, dict[str, Any]]] = {
@@ -95,6 +124,29 @@ RULES: dict[str, tuple[Rule, str, dict[str, Any]]] = {
 def test_every_stack_keeps_the_rule(name: str, graphs: dict[str, Graph]) -> None:
     rule = RULES[name][0]
     assert {stack: rule(graph) for stack, graph in graphs.items()} == {stack: [] for stack in graphs}
+
+
+@pytest.mark.parametrize(
+    ("values", "is_plain"),
+    [
+        ({"secretString": "hunter2"}, True),
+        ({"secretString": Secret("hunter2")}, False),
+        ({"data": {"a": "${urn:pulumi:s::p::t::n#randomPassword}"}}, True),
+        ({"spec": [{"env": [{"name": "A", "value": "AKIA2222222222222222"}]}]}, True),
+        ({"auth": {"adminKey": "x"}}, True),
+        ({"adminKeySecret": "flotilla/prod/admin-key"}, False),
+    ],
+)
+def test_a_plain_secret_is_found_wherever_it_lies(values: dict[str, Any], is_plain: bool) -> None:
+    assert shows_secret(values) is is_plain
+
+
+def test_no_golden_holds_a_credential() -> None:
+    goldens = list(GOLDENS.rglob("*.txt"))
+    assert len(goldens) > 10
+    for golden in goldens:
+        text = golden.read_bytes()
+        assert not [what for what, pattern in CONTENTS if pattern.search(text)] and b"randomPassword" not in text, golden
 
 
 @pytest.mark.parametrize("name", RULES)
