@@ -16,6 +16,7 @@ import asyncio
 import gc
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,8 @@ HTTP_PORT, OPS_PORT = 8080, 8081
 KEEP_ALIVE_S = 75
 """Longer than a load balancer keeps an idle connection (ALB: 60 s), so that it never sends into one that we are closing."""
 BACKLOG = 4096
+MIN_OPEN_FILES = 4096
+"""Two a request, its client's connection and its engine's: where fewer are allowed a burst would end in accepts that fail."""
 
 log = structlog.get_logger()
 
@@ -118,6 +121,19 @@ def _server(app: Any, drain_s: float, protocol: type[asyncio.Protocol] = HttpToo
     return Server(config)
 
 
+def _allow_open_files() -> None:
+    """Allow as many open files as may be.
+
+    Raises:
+        Refusal: these are too few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
+        raise Refusal(f"only {hard} files may be open at once; must be at least {MIN_OPEN_FILES}. Raise the limit (ulimit -Hn)")
+
+
 def _bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -133,6 +149,7 @@ def main(env: Mapping[str, str] = os.environ) -> int:
     configure_logs()
     try:
         settings = load(GatewaySettings, Path(env["FLOTILLA_SETTINGS_FILE"]))
+        _allow_open_files()
         endpoints_dir = env.get("FLOTILLA_ENDPOINTS_DIR")
         service = Service(
             settings,

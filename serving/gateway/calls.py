@@ -13,6 +13,7 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.metrics import NO_MODEL, Metrics
 from serving.gateway.route import Seat
 from serving.gateway.settle import Meter
+from serving.gateway.trace import NO_TRACE, Trace
 from serving.gateway.validate import Endpoint
 
 log = structlog.get_logger()
@@ -26,6 +27,7 @@ class Call:
     """What is known of a request so far. The id is ours, never the client's."""
 
     endpoint: Endpoint
+    trace: Trace = NO_TRACE
     request_id: str = field(default_factory=lambda: f"req_{os.urandom(12).hex()}")
     model: str = NO_MODEL
     tenant: str = ""
@@ -63,6 +65,7 @@ def record(call: Call, exchange: Exchange, metrics: Metrics) -> None:
     log.info(
         "request",
         request_id=call.request_id,
+        trace_id=call.trace.id,
         event_id="" if meter is None else meter.opened.event_id,
         tenant=call.tenant,
         key_id=call.key_id,

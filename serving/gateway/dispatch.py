@@ -16,6 +16,7 @@ from serving.gateway.discovery import Endpoint
 from serving.gateway.engine_http import ConnectionPool, EngineConnection
 from serving.gateway.errors import ApiError, ErrorKind
 from serving.gateway.route import NONE_READY_RETRY_S, Seat
+from serving.gateway.trace import Trace
 
 _MAX_ERROR_BYTES = 16 * 1024
 _MAX_MESSAGE_CHARS = 500
@@ -180,8 +181,8 @@ class Dispatcher:
     def __init__(self, connect_s: float) -> None:
         self._pool = ConnectionPool(connect_s)
 
-    async def send(self, seat: Seat, path: str, body: bytes, request_id: str) -> Upstream:
-        """Ask the engine at `seat`, and wait for its first event. The client's headers do not travel.
+    async def send(self, seat: Seat, path: str, body: bytes, request_id: str, trace: Trace) -> Upstream:
+        """Ask the engine at `seat`, and wait for its first event. Of the client's headers only the trace travels.
 
         Raises:
             EngineFailed: nothing came; the seat is free again.
@@ -198,9 +199,9 @@ class Dispatcher:
         upstream = Upstream(seat, connection)
         head = (
             f"POST {path} HTTP/1.1\r\nhost: {endpoint.authority}\r\ncontent-type: application/json\r\n"
-            f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n"
         )
-        connection.ask(upstream, (head.encode(), body))
+        connection.ask(upstream, (head.encode(), trace.lines, b"\r\n", body))
         try:
             await upstream.begin()
         except BaseException:

@@ -38,6 +38,7 @@ from serving.gateway.models import Models
 from serving.gateway.route import Engine, Pool
 from serving.gateway.settle import Meter, UsageJournal
 from serving.gateway.stream import DocumentSink, Sink, StreamSink, relay
+from serving.gateway.trace import trace_of
 from serving.gateway.watch import Cause, Interrupted, Watch
 from serving.metering.events import Outcome, UsageOpen
 from serving.settings import GatewaySettings, ServedModel
@@ -83,7 +84,7 @@ class Pipeline:
 
     async def run(self, exchange: Exchange) -> None:
         """Serve one request from its first header to its last byte. Never raises, but for being cancelled."""
-        call = Call(validate.ENDPOINTS[exchange.path])
+        call = Call(validate.ENDPOINTS[exchange.path], trace_of(exchange.headers))
         self._num_running += 1
         self.idle.clear()
         try:
@@ -253,7 +254,7 @@ class Pipeline:
             meter.attempts += 1
             watch.asking()
             try:
-                return await self._dispatcher.send(seat, path, body, call.request_id)
+                return await self._dispatcher.send(seat, path, body, call.request_id, call.trace)
             except EngineFailed as error:
                 seat.eject()
                 if error.has_broken_off:

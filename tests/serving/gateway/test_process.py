@@ -3,193 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import aiohttp
 import openai
 import pytest
 import typer
-from gateway_support import CHAT_TEMPLATE, TOKENIZER_CONFIG, Behaviour, FakeEngine, make_settings
+from gateway_process import ADMIN_KEY, REGION, TABLES, Process, World, addresses, running_world, start, stop
+from gateway_support import Behaviour, FakeEngine, make_settings
 from typer.testing import CliRunner
 
 from serving.errors import UserError
 from serving.gateway import admin_client, commands
-from serving.metering.events import Outcome, UsageClose
-from serving.metering.framing import decode_segment
-from serving.metering.segments import OPEN, SEALED
-from serving.models.manifest import Manifest, ReleaseFile, release_prefix
-from serving.models.registry import WeightedRelease, set_alias
-from serving.target import RegionTarget, Target, aws_client
+from serving.metering.events import Outcome
+from serving.target import Target
 
 pytestmark = pytest.mark.emulated_aws
-
-REGION = "us-east-2"
-ADMIN_KEY = "admin-key"
-SECRETS = {"pepper": "a pepper", "salt": "a salt", "admin": ADMIN_KEY}
-TABLES = ("registry", "tenants", "ledger")
-_addresses = (f"127.{os.getpid() % 200 + 20}.{number // 250}.{number % 250 + 2}" for number in itertools.count())
-
-
-@dataclass
-class World:
-    """What a gateway process finds around it."""
-
-    aws_url: str
-    folder: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def client(self, service: str) -> Any:
-        return aws_client(service, REGION, self.aws_url)
-
-    def make_secrets(self) -> None:
-        for name, value in SECRETS.items():
-            self.client("secretsmanager").create_secret(Name=name, SecretString=value)
-
-    def publish(self, tokenizer_json: bytes) -> None:
-        files = {
-            "tokenizer.json": tokenizer_json,
-            "tokenizer_config.json": TOKENIZER_CONFIG,
-            "chat_template.jinja": CHAT_TEMPLATE.encode(),
-        }
-        listed = tuple(ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items())
-        manifest = Manifest("small", "Tiny", "test", 2048, {}, listed)
-        for name, content in {**files, "manifest.json": manifest.encode()}.items():
-            key = release_prefix("small", manifest.release_id) + name
-            self.client("s3").put_object(Bucket="artifacts", Key=key, Body=content)
-        weighted = (WeightedRelease(manifest.release_id),)
-        set_alias(self.client("dynamodb"), "registry", "small", weighted, expected_revision=None, now_ms=1)
-
-    def serve_by(self, engine: FakeEngine) -> None:
-        """The realiser's file of the engines' Service."""
-        found = [{"name": "engine-small-0", "address": "127.0.0.1", "ready": True}]
-        path = self.folder / "endpoints" / "serving.engine-small.json"
-        path.with_suffix(".new").write_text(json.dumps({"ports": {"http": engine.port}, "endpoints": found}))
-        path.with_suffix(".new").replace(path)
-
-
-@dataclass
-class Process:
-    """One gateway process, its journal and its addresses."""
-
-    process: subprocess.Popen[bytes]
-    address: str
-    journal: Path
-
-    @property
-    def base_url(self) -> str:
-        return f"http://{self.address}:8080"
-
-    @property
-    def ops_url(self) -> str:
-        return f"http://{self.address}:8081"
-
-    def ready(self) -> tuple[int, dict[str, Any]]:
-        try:
-            with urlopen(f"{self.ops_url}/readyz", timeout=5) as answer:
-                return answer.status, json.loads(answer.read())
-        except HTTPError as error:
-            return error.code, json.loads(error.read())
-        except URLError:
-            return 0, {}
-
-    def wait_ready(self) -> None:
-        deadline_s = time.monotonic() + 30
-        while self.ready()[0] != 200:
-            assert self.process.poll() is None and time.monotonic() < deadline_s, self.ready()
-            time.sleep(0.05)
-
-    def target(self, api_key: str = "") -> Target:
-        tables = {name: name for name in TABLES}
-        region = RegionTarget(f"{self.base_url}/v1", self.ops_url, "artifacts", tables)
-        return Target("local", REGION, ADMIN_KEY, api_key, {REGION: region})
-
-    def closed(self) -> list[UsageClose]:
-        """CLOSE records on disk, those of open segments included."""
-        records: list[UsageClose] = []
-        for path in sorted(self.journal.iterdir()):
-            if path.suffix in (OPEN, SEALED):
-                records += [record for record in decode_segment(path.read_bytes()).records if isinstance(record, UsageClose)]
-        return records
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: bytes) -> Iterator[World]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("world")
-    (folder / "endpoints").mkdir()
-    env = {**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "IOT_MTLS_ENABLED": "0", "SFTP_ENABLED": "0"}
-    with (folder / "aws.log").open("wb") as log:
-        aws = subprocess.Popen([sys.executable, "-m", "ministack"], cwd=folder, env=env, stdout=log, stderr=log)
-    world = World(f"http://127.0.0.1:{port}", folder)
-    try:
-        deadline_s = time.monotonic() + 30
-        while not listens(port):
-            assert aws.poll() is None and time.monotonic() < deadline_s
-            time.sleep(0.05)
-        world.client("s3").create_bucket(Bucket="artifacts", CreateBucketConfiguration={"LocationConstraint": REGION})
-        for name in TABLES:
-            world.client("dynamodb").create_table(
-                TableName=name,
-                KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
-                AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
-                BillingMode="PAY_PER_REQUEST",
-            )
-        world.publish(tokenizer_json)
+    with running_world(tmp_path_factory.mktemp("world"), tokenizer_json) as world:
         yield world
-    finally:
-        for process in world.processes:
-            process.kill()
-        aws.terminate()
-        aws.wait(10)
-
-
-def start(world: World, *, journal: Path | None = None, **settings: Any) -> Process:
-    address = next(_addresses)
-    folder = world.folder / address
-    folder.mkdir()
-    changes = {"key_cache_s": 0.5, "drain_s": 10, **settings}
-    (folder / "gateway.json").write_text(make_settings(**changes).model_dump_json())
-    env = {
-        **os.environ,
-        "AWS_ENDPOINT_URL": world.aws_url,
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "FLOTILLA_ENDPOINTS_DIR": str(world.folder / "endpoints"),
-        "FLOTILLA_SETTINGS_FILE": str(folder / "gateway.json"),
-        "FLOTILLA_JOURNAL_DIR": str(journal or folder / "journal"),
-        "FLOTILLA_POD_NAME": "gateway-0",
-        "FLOTILLA_POD_IP": address,
-    }
-    command = [sys.executable, "-m", "serving.gateway"]
-    process = subprocess.Popen(command, env=env, cwd=folder, stdout=(folder / "log").open("wb"), stderr=subprocess.PIPE)
-    world.processes.append(process)
-    return Process(process, address, journal or folder / "journal")
-
-
-def stop(gateway: Process) -> int:
-    gateway.process.terminate()
-    return gateway.process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +59,7 @@ def gateway(world: World) -> Iterator[Process]:
 async def engine(world: World) -> AsyncIterator[FakeEngine]:
     engine = FakeEngine()
     await engine.start()
-    world.serve_by(engine)
+    world.serve_by(engine.port)
     yield engine
     await engine.stop()
 
@@ -411,7 +255,7 @@ async def test_kill_9_in_mid_stream_bills_the_last_progress_after_the_restart(
     assert 0 < crashed.output_tokens <= asked.sent_tokens
 
 
-@pytest.mark.parametrize("what", ["port", "settings", "value", "journal", "environment"])
+@pytest.mark.parametrize("what", ["port", "settings", "value", "journal", "environment", "files"])
 async def test_what_keeps_it_from_starting_is_one_line_and_exit_2(
     world: World, gateway: Process, tmp_path: Path, what: str
 ) -> None:
@@ -426,7 +270,7 @@ async def test_what_keeps_it_from_starting_is_one_line_and_exit_2(
         "FLOTILLA_SETTINGS_FILE": str(settings),
         "FLOTILLA_JOURNAL_DIR": str(tmp_path / "journal"),
         "FLOTILLA_POD_NAME": "gateway-0",
-        "FLOTILLA_POD_IP": next(_addresses),
+        "FLOTILLA_POD_IP": next(addresses),
     }
     match what:
         case "port":
@@ -439,7 +283,7 @@ async def test_what_keeps_it_from_starting_is_one_line_and_exit_2(
             env["FLOTILLA_JOURNAL_DIR"] = str(tmp_path / "file")
         case "environment":
             del env["FLOTILLA_POD_NAME"]
-    command = [sys.executable, "-m", "serving.gateway"]
+    command = [*(["prlimit", "--nofile=1000"] if what == "files" else []), sys.executable, "-m", "serving.gateway"]
     done = await asyncio.to_thread(subprocess.run, command, env=env, cwd=tmp_path, capture_output=True, timeout=30)
     named = {
         "port": b"port 8080",
@@ -447,6 +291,7 @@ async def test_what_keeps_it_from_starting_is_one_line_and_exit_2(
         "value": b"max_json_depth",
         "journal": b"file",
         "environment": b"FLOTILLA_POD_NAME",
+        "files": b"1000 files",
     }
     assert done.returncode == 2
     assert done.stderr.startswith(b"gateway: ")
