@@ -53,6 +53,11 @@ def document(*statements: Statement) -> pulumi.Output[str]:
     return pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})
 
 
+def plain_document(*statements: Statement) -> str:
+    """A policy document as JSON, of statements that hold no Outputs."""
+    return compact_json({"Version": "2012-10-17", "Statement": list(statements)})
+
+
 def compact_json(value: Any) -> str:
     """Compact JSON of plain values."""
     return json.dumps(value, separators=(",", ":"))
@@ -81,6 +86,21 @@ def repository_arn(region: str, account_id: str, repository: str) -> str:
 def repository_address(region: str, account_id: str, repository: str) -> str:
     """Where a repository's images are pulled from, without tag or digest."""
     return f"{account_id}.dkr.ecr.{region}.amazonaws.com/{repository}"
+
+
+def role_arn(account_id: str, role: str) -> str:
+    """ARN of a role."""
+    return f"arn:aws:iam::{account_id}:role/{role}"
+
+
+def queue_arn(region: str, account_id: str, queue: str) -> str:
+    """ARN of a queue."""
+    return f"arn:aws:sqs:{region}:{account_id}:{queue}"
+
+
+def cluster_arn(region: str, account_id: str, cluster: str) -> str:
+    """ARN of an EKS cluster."""
+    return f"arn:aws:eks:{region}:{account_id}:cluster/{cluster}"
 
 
 def account_root(account_id: str) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
-
-from pulumi_kubernetes.core import v1 as core
+from typing import TYPE_CHECKING, Literal
 
 from infra.instances import GpuKind
 from infra.naming import PROJECT
+
+if TYPE_CHECKING:  # takes a second, and stack files are read by commands that need none of it
+    from pulumi_kubernetes.core import v1 as core
 
 POOL = f"{PROJECT}.dev/pool"
 """Label of every node: its pool's name, SYSTEM_POOL and GATEWAY_POOL included."""

@@ -62,7 +62,7 @@ class KarpenterData(_Contract):
     """What Karpenter's chart and its node classes need to know of AWS."""
 
     instance_profile_name: str
-    """For `spec.instanceProfile` of node classes. Karpenter makes none itself, so it may change nothing in IAM, and launches nodes
+    """For `spec.instanceProfile` of node classes. Karpenter makes none itself: it may change nothing in IAM, and launches nodes
     while IAM's control plane is down."""
     interruption_queue: str
     """Name of the queue that tells of spot notices, reclaims and failing hardware."""

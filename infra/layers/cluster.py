@@ -1,69 +1,113 @@
-"""`<env>.cluster.<region>`: network, Kubernetes, and who its pods are to AWS."""
+"""`<env>.cluster.<region>`: network, Kubernetes, the nodes that always run, and who its pods are to AWS.
+
+AWS's API only: what lives in Kubernetes is the serving stack's (docs/decisions/0006-cluster-api-later.md).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pulumi
-import pulumi_aws as aws
 
-from infra import iam
-from infra.components.cluster.addons import ClusterAddons, ClusterAddonsArgs
+from infra.components.cluster.addons import AddonsArgs, ClusterAddons, NodeAddons
+from infra.components.cluster.controller_policies import load_balancer_policy
+from infra.components.cluster.karpenter import KarpenterArgs, KarpenterInAws
 from infra.components.cluster.kubernetes_cluster import KubernetesCluster, KubernetesClusterArgs
-from infra.components.cluster.pod_role import POD_IDENTITY, PodRole, PodRoleArgs
+from infra.components.cluster.node_groups import NodeGroups, NodeGroupsArgs
+from infra.components.cluster.pod_role import PodRole, PodRoleArgs
 from infra.components.cluster.workload_policies import Place, engine_policy, gateway_policy
+from infra.components.network.refused_traffic import RefusedTraffic, RefusedTrafficArgs
 from infra.components.network.regional_network import RegionalNetwork, RegionalNetworkArgs
 from infra.config import Program
-from infra.naming import ENGINE, GATEWAY, NAMESPACE, StackName
+from infra.naming import ENGINE, GATEWAY, LOAD_BALANCER_CONTROLLER, NAMESPACE, ServiceAccount, StackName
 from infra.providers import aws_provider
 from infra.stack_config import ClusterConfig
 from infra.stackref import ClusterOutputs, FoundationOutputs, export, read
-from infra.tags import tags_of
 
 
 def build(program: Program[ClusterConfig]) -> None:
     """Declares the stack and exports ClusterOutputs."""
-    stack, environment, region = program.stack, program.environment, program.region
-    provider = aws_provider("aws", stack.region, environment.account_id)
-    here = pulumi.ResourceOptions(provider=provider)
+    stack, environment, region, config = program.stack, program.environment, program.region, program.config
+    here = pulumi.ResourceOptions(provider=aws_provider("aws", stack.region, environment.account_id))
     foundation = read(StackName(stack.environment, "foundation"), FoundationOutputs)
-    cluster_name = program.names.regionally(region.code, "cluster")
+    boundary = foundation.apply(lambda outputs: outputs.permissions_boundary_arn)
+    key = foundation.apply(lambda outputs: outputs.regions[stack.region].kms_key_arn)
+    vpc_name, cluster_name = (program.names.regionally(region.code, what) for what in ("vpc", "cluster"))
+    place = Place(stack.region, environment.home_region, environment.account_id)
 
     network = RegionalNetwork(
         "network",
         RegionalNetworkArgs(
-            program.names.regionally(region.code, "vpc"), stack.region, region.vpc_cidr, region.availability_zones
+            vpc_name=vpc_name,
+            cluster_name=cluster_name,
+            region=stack.region,
+            vpc_cidr=region.vpc_cidr,
+            zones=region.availability_zones,
+            num_zones_with_egress=1 if config.egress == "one-zone" else len(region.availability_zones),
         ),
         stack,
         here,
+    )
+    RefusedTraffic(
+        "refused-traffic", RefusedTrafficArgs(f"{vpc_name}-refused", network.vpc.id, config.log_days, boundary), stack, here
     )
     cluster = KubernetesCluster(
         "cluster",
         KubernetesClusterArgs(
             cluster=cluster_name,
             region=stack.region,
-            version=program.config.kubernetes_version,
-            kms_key_arn=foundation.apply(lambda outputs: outputs.regions[stack.region].kms_key_arn),
+            version=config.kubernetes_version,
+            kms_key_arn=key,
+            permissions_boundary_arn=boundary,
             subnet_ids=network.private_subnet_ids,
-            admin_role_arns=program.config.admin_role_arns,
-            system_nodes=program.config.system_nodes,
+            vpc_cidr=region.vpc_cidr,
+            access_cidrs=() if config.cluster_access == "in-vpc-runner" else config.cluster_access,
+            admin_role_arns=config.admin_role_arns,
+            log_days=config.log_days,
         ),
         stack,
         here,
     )
-    ebs_csi = _ebs_csi_role(program, cluster_name, provider)
-    ClusterAddons("addons", ClusterAddonsArgs(cluster.cluster.name, cluster.system_nodes, ebs_csi.arn), stack, here)
-    place = Place(stack.region, environment.home_region, environment.account_id)
-    for account, policy in ((GATEWAY, gateway_policy), (ENGINE, engine_policy)):
+    addons = AddonsArgs(
+        cluster=cluster_name,
+        cluster_name=cluster.cluster.name,
+        kubernetes_version=config.kubernetes_version,
+        account_id=environment.account_id,
+        kms_key_arn=key,
+        permissions_boundary_arn=boundary,
+    )
+    node_addons = NodeAddons("node-addons", addons, stack, here)
+    nodes = NodeGroups(
+        "nodes",
+        NodeGroupsArgs(
+            config=config,
+            cluster=cluster_name,
+            cluster_name=cluster.cluster.name,
+            security_group_id=cluster.security_group_id,
+            subnet_ids={zone: subnet.id for zone, subnet in network.private_subnets.items()},
+            permissions_boundary_arn=boundary,
+            after=[node_addons],
+        ),
+        stack,
+        here,
+    )
+    ClusterAddons("addons", replace(addons, after=[nodes]), stack, here)
+    karpenter = KarpenterInAws("karpenter", KarpenterArgs(cluster_name, cluster.cluster.name, place, boundary), stack, here)
+    for name, account, policy in (
+        (GATEWAY, ServiceAccount(NAMESPACE, GATEWAY), foundation.apply(partial(gateway_policy, place))),
+        (ENGINE, ServiceAccount(NAMESPACE, ENGINE), foundation.apply(partial(engine_policy, place))),
+        ("load-balancer", LOAD_BALANCER_CONTROLLER, load_balancer_policy(place, stack.environment)),
+    ):
         PodRole(
-            f"{account}-role",
+            f"{name}-role",
             PodRoleArgs(
-                role_name=f"{cluster_name}-{account}",
+                role_name=f"{cluster_name}-{name}",
                 cluster_name=cluster.cluster.name,
                 account_id=environment.account_id,
-                namespace=NAMESPACE,
+                permissions_boundary_arn=boundary,
                 service_account=account,
-                policy=foundation.apply(partial(policy, place)),
+                policy=policy,
             ),
             stack,
             here,
@@ -74,30 +118,15 @@ def build(program: Program[ClusterConfig]) -> None:
             "cluster_name": cluster.cluster.name,
             "cluster_endpoint": cluster.cluster.endpoint,
             "kubeconfig": cluster.kubeconfig,
-            "kubernetes_version": program.config.kubernetes_version,
+            "kubernetes_version": config.kubernetes_version,
             "vpc_id": network.vpc.id,
             "vpc_cidr": str(region.vpc_cidr),
             "private_subnet_ids": network.private_subnet_ids,
-            "public_subnet_ids": network.private_subnet_ids,
+            "public_subnet_ids": network.public_subnet_ids,
             "cluster_security_group_id": cluster.security_group_id,
-            "karpenter": {"instance_profile_name": "INTERIM", "interruption_queue": "INTERIM"},
+            "karpenter": {
+                "instance_profile_name": karpenter.instance_profile.name,
+                "interruption_queue": karpenter.queue.name,
+            },
         },
     )
-
-
-def _ebs_csi_role(program: Program[ClusterConfig], cluster_name: str, provider: aws.Provider) -> aws.iam.Role:
-    """The role of the volume driver. The add-on makes its association itself."""
-    role = aws.iam.Role(
-        "ebs-csi-role",
-        name=f"{cluster_name}-ebs-csi",
-        assume_role_policy=iam.trust(POD_IDENTITY, ["sts:AssumeRole", "sts:TagSession"]),
-        tags=tags_of(program.stack, "ebs-csi"),
-        opts=pulumi.ResourceOptions(provider=provider),
-    )
-    aws.iam.RolePolicyAttachment(
-        "ebs-csi-policy",
-        role=role.name,
-        policy_arn="arn:aws:iam::aws:policy/service-role/AmazonEBSCSIDriverPolicy",
-        opts=pulumi.ResourceOptions(provider=provider),
-    )
-    return role

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 
 from infra import versions
 from infra.instances import INSTANCE_SHAPES
+from infra.scheduling import GATEWAY_POOL, SYSTEM_POOL
 from infra.stack_config.model import Frozen, GpuInstanceType, PoolName, RoleArn
 
+MIN_ACCESS_PREFIX = 8
 InVpcRunner = Literal["in-vpc-runner"]
 
 
@@ -33,7 +35,8 @@ class Reservation(Frozen):
 
     id: Annotated[str, Field(pattern=r"^cr-[0-9a-f]{17}$")]
     kind: Literal["on-demand", "capacity-block"] = "on-demand"
-    """An On-Demand Capacity Reservation lasts until it is cancelled; a Capacity Block ends on its date."""
+    """An On-Demand Capacity Reservation lasts until it is cancelled. A Capacity Block ends on its date; before it begins, and
+    while its nodes are upgraded, EKS wants its pool at 0 nodes."""
 
 
 class ReservedPool(Frozen):
@@ -41,7 +44,7 @@ class ReservedPool(Frozen):
 
     instance_type: GpuInstanceType
     zone: str
-    nodes: Annotated[int, Field(ge=1, le=450)]
+    nodes: Annotated[int, Field(ge=0, le=450)]
     """Always running; a managed node group takes at most 450 (EKS quota, read November 2026)."""
     reservation: Reservation
 
@@ -62,8 +65,9 @@ class ClusterConfig(Frozen):
 
     kubernetes_version: Annotated[str, Field(pattern=r"^1\.\d{2}$")] = versions.KUBERNETES
     cluster_access: InVpcRunner | Annotated[tuple[ipaddress.IPv4Network, ...], Field(min_length=1)] = "in-vpc-runner"
-    """Who reaches the Kubernetes API. A list of CIDRs opens its public endpoint to these alone; `in-vpc-runner` opens none, and
-    `pulumi up` of the serving stack must run inside the VPC, or in one that is peered with it."""
+    """Who reaches the Kubernetes API, the VPC itself apart. `in-vpc-runner` is nobody: `pulumi up` of the serving stack then runs
+    in the VPC. In a list of CIDRs, public ones open the public endpoint to themselves alone, and private ones, of networks that
+    are peered with the VPC, are let to the private endpoint."""
     admin_role_arns: Annotated[tuple[RoleArn, ...], Field(min_length=1)]
     """Roles that administer the cluster. Creating it gives no rights, so without one nobody could."""
     system_nodes: CpuNodesConfig = CpuNodesConfig()
@@ -71,6 +75,12 @@ class ClusterConfig(Frozen):
     gateway_nodes: CpuNodesConfig = CpuNodesConfig(instance_types=("c7i.2xlarge",))
     """The floor of the gateways; Karpenter adds to it."""
     reserved_pools: dict[PoolName, ReservedPool] = Field(default_factory=dict)
+    """The floor of GPUs, by the pool's name."""
+    egress: Literal["each-zone", "one-zone"] = "each-zone"
+    """Where the VPC's ways out are: NAT gateways and private endpoints in each zone, so that no zone needs another, or in one,
+    which costs a third and fails with it."""
+    log_days: Literal[7, 30, 90, 180, 365, 731] = 90
+    """The control plane's logs, its audit trail among them, and what the network refused, are kept this long."""
     multi_node: bool = False
     """Engines over several nodes: EFA and a placement group for the reserved pools. Off, since one node holds our largest model
     (TP 8 over NVSwitch) and EFA interfaces cost addresses."""
@@ -82,4 +92,19 @@ class ClusterConfig(Frozen):
             raise ValueError(
                 f"`kubernetes_version` is {self.kubernetes_version}, must be {versions.KUBERNETES_FLOOR} or later. Upgrade."
             )
+        if self.kubernetes_version not in versions.NODE_AMIS:
+            raise ValueError(
+                f"`kubernetes_version` is {self.kubernetes_version}, must be one of {', '.join(versions.NODE_AMIS)}. Or pin"
+                " its add-ons and node images in infra/versions.py."
+            )
+        for name in (SYSTEM_POOL, GATEWAY_POOL):
+            if name in self.reserved_pools:
+                raise ValueError(f"`reserved_pools` has {name!r}, the name of a pool of every cluster. Give it another.")
+        if self.cluster_access != "in-vpc-runner":
+            for cidr in self.cluster_access:
+                if cidr.prefixlen < MIN_ACCESS_PREFIX:
+                    raise ValueError(
+                        f"`cluster_access` has {cidr}, must be /{MIN_ACCESS_PREFIX} or narrower. Name the networks of"
+                        " those who deploy: this opens the Kubernetes API to the world."
+                    )
         return self

@@ -18,8 +18,8 @@ from infra.components.component import Component
 from infra.naming import Names, StackName
 
 SERVICES = (
-    "acm", "aps", "autoscaling", "cloudwatch", "ec2", "ec2messages", "ecr", "eks", "eks-auth", "elasticloadbalancing", "kms",
-    "logs", "pricing", "sqs", "ssm", "ssmmessages", "sts", "wafv2",
+    "acm", "aps", "arc-zonal-shift", "autoscaling", "cloudwatch", "ec2", "ec2messages", "ecr", "eks", "eks-auth",
+    "elasticloadbalancing", "kms", "logs", "pricing", "sqs", "ssm", "ssmmessages", "sts", "wafv2",
 )  # fmt: skip
 """Services whose resources have names that we do not choose, or none."""
 GLOBAL_SERVICES = ("iam", "pricing", "sts")

@@ -1,11 +1,12 @@
-"""An EKS cluster and the nodes that carry everything but engines.
+"""An EKS control plane and who may speak to it.
 
-Its API answers inside the VPC only, knows IAM principals through access entries alone, writes every audit line, and encrypts
-Secrets with our key. Nodes give credentials to nobody: metadata needs a token and reaches no container (hop limit 1).
+It knows IAM principals through access entries alone, writes every audit line, encrypts Secrets with our key, and cannot be
+deleted by mistake. Its endpoint answers in the VPC; outside it, to networks that the stack file names.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,11 @@ import pulumi_aws as aws
 
 from infra import iam
 from infra.components.component import Component
+from infra.components.roles import RoleArgs, attach_policies, create_role
 from infra.naming import StackName
-from infra.stack_config.cluster import CpuNodesConfig
 
 CONTROL_PLANE_LOGS = ("api", "audit", "authenticator", "controllerManager", "scheduler")
 ADMIN_POLICY = "arn:aws:eks::aws:cluster-access-policy/AmazonEKSClusterAdminPolicy"
-NODE_POLICIES = ("AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly", "AmazonEKS_CNI_Policy")
-NODE_DISK_GIB = 100
-NODE_UPDATE_PERCENT = 33
 
 
 @dataclass(frozen=True)
@@ -32,20 +30,41 @@ class KubernetesClusterArgs:
     region: str
     version: str
     kms_key_arn: pulumi.Input[str]
+    permissions_boundary_arn: pulumi.Input[str]
     subnet_ids: Sequence[pulumi.Input[str]]
+    vpc_cidr: ipaddress.IPv4Network
+    access_cidrs: Sequence[ipaddress.IPv4Network]
+    """Networks that reach the API besides the VPC; public ones open its public endpoint."""
     admin_role_arns: Sequence[str]
-    system_nodes: CpuNodesConfig
+    log_days: int
 
 
 class KubernetesCluster(Component):
-    """Control plane, access, system nodes."""
+    """Control plane, its logs, and access to it."""
 
     def __init__(
         self, name: str, args: KubernetesClusterArgs, stack: StackName, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("cluster:KubernetesCluster", name, stack, opts)
         self._args = args
-        role, attachment = self._create_role("control-plane", "eks.amazonaws.com", ("AmazonEKSClusterPolicy",))
+        trust = iam.trust("eks.amazonaws.com", ["sts:AssumeRole", "sts:TagSession"])
+        role = create_role(
+            self, "control-plane-role", RoleArgs(f"{args.cluster}-control-plane", trust, args.permissions_boundary_arn)
+        )
+        attached = attach_policies(self, "control-plane", role, ("AmazonEKSClusterPolicy",))
+        # Made before EKS makes it itself, and keeps it for ever.
+        log = aws.cloudwatch.LogGroup(
+            self.part("log"),
+            name=f"/aws/eks/{args.cluster}/cluster",
+            retention_in_days=args.log_days,
+            tags=self.tags(),
+            opts=self.child(),
+        )
+        endpoint: aws.eks.ClusterVpcConfigArgsDict = {"subnet_ids": list(args.subnet_ids), "endpoint_private_access": True}
+        public = [str(cidr) for cidr in args.access_cidrs if not cidr.is_private]
+        endpoint["endpoint_public_access"] = bool(public)
+        if public:
+            endpoint["public_access_cidrs"] = public
         self.cluster = aws.eks.Cluster(
             self.part("control-plane"),
             name=args.cluster,
@@ -56,90 +75,59 @@ class KubernetesCluster(Component):
             access_config={"authentication_mode": "API", "bootstrap_cluster_creator_admin_permissions": False},
             upgrade_policy={"support_type": "STANDARD"},
             zonal_shift_config={"enabled": True},
-            vpc_config={"subnet_ids": list(args.subnet_ids), "endpoint_private_access": True, "endpoint_public_access": False},
+            vpc_config=endpoint,
             encryption_config={"provider": {"key_arn": args.kms_key_arn}, "resources": ["secrets"]},
             enabled_cluster_log_types=list(CONTROL_PLANE_LOGS),
             tags=self.tags(),
-            opts=self.child(protect=True, depends_on=attachment),
+            opts=self.child(protect=True, depends_on=[*attached, log]),
         )
-        self._create_access()
-        self.system_nodes = self._create_system_nodes()
         self.security_group_id = self.cluster.vpc_config.apply(lambda config: config.cluster_security_group_id or "")
-        """The group of every node and pod."""
+        """The group of the private endpoint and of every node and pod; EKS lets its members talk to each other."""
+        for cidr in (args.vpc_cidr, *(cidr for cidr in args.access_cidrs if cidr.is_private)):
+            self._let_in(cidr)
+        for arn in args.admin_role_arns:
+            self._create_admin(arn)
         self.kubeconfig = _kubeconfig(self.cluster, args.cluster, args.region)
         self.register_outputs({"cluster": self.cluster.name})
 
-    def _create_role(self, what: str, service: str, policies: Sequence[str]) -> tuple[aws.iam.Role, list[pulumi.Resource]]:
-        role = aws.iam.Role(
-            self.part(f"{what}-role"),
-            name=f"{self._args.cluster}-{what}",
-            assume_role_policy=iam.trust(service, ["sts:AssumeRole", "sts:TagSession"]),
+    def _let_in(self, cidr: ipaddress.IPv4Network) -> None:
+        """Lets a private network, such as the VPC's runner, to the private endpoint."""
+        what = "vpc" if cidr == self._args.vpc_cidr else str(cidr).replace(".", "-").replace("/", "-")
+        aws.vpc.SecurityGroupIngressRule(
+            self.part(f"api-from-{what}"),
+            security_group_id=self.security_group_id,
+            description="Kubernetes API",
+            cidr_ipv4=str(cidr),
+            ip_protocol="tcp",
+            from_port=443,
+            to_port=443,
             tags=self.tags(),
             opts=self.child(),
         )
-        attachments: list[pulumi.Resource] = [
-            aws.iam.RolePolicyAttachment(
-                self.part(f"{what}-{policy}"), role=role.name, policy_arn=f"arn:aws:iam::aws:policy/{policy}", opts=self.child()
-            )
-            for policy in policies
-        ]
-        return role, attachments
 
-    def _create_access(self) -> None:
-        for arn in self._args.admin_role_arns:
-            who = arn.rsplit("/", 1)[-1]
-            entry = aws.eks.AccessEntry(
-                self.part(f"access-{who}"), cluster_name=self.cluster.name, principal_arn=arn, tags=self.tags(), opts=self.child()
-            )
-            aws.eks.AccessPolicyAssociation(
-                self.part(f"admin-{who}"),
-                cluster_name=self.cluster.name,
-                principal_arn=entry.principal_arn,
-                policy_arn=ADMIN_POLICY,
-                access_scope={"type": "cluster"},
-                opts=self.child(),
-            )
-
-    def _create_system_nodes(self) -> aws.eks.NodeGroup:
-        config = self._args.system_nodes
-        role, attachments = self._create_role("system-node", "ec2.amazonaws.com", NODE_POLICIES)
-        template = aws.ec2.LaunchTemplate(
-            self.part("system-template"),
-            name=f"{self._args.cluster}-system",
-            update_default_version=True,
-            metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
-            block_device_mappings=[
-                {
-                    "device_name": "/dev/xvda",
-                    "ebs": {
-                        "volume_size": NODE_DISK_GIB,
-                        "volume_type": "gp3",
-                        "encrypted": "true",
-                        "delete_on_termination": "true",
-                    },
-                }
-            ],
-            tag_specifications=[{"resource_type": kind, "tags": self.tags()} for kind in ("instance", "volume")],
-            tags=self.tags(),
-            opts=self.child(),
-        )
-        return aws.eks.NodeGroup(
-            self.part("system-nodes"),
+    def _create_admin(self, role_arn: str) -> None:
+        who = _without_place(role_arn.rpartition("/")[2], self.stack)
+        entry = aws.eks.AccessEntry(
+            self.part(f"access-{who}"),
             cluster_name=self.cluster.name,
-            node_group_name="system",
-            node_role_arn=role.arn,
-            subnet_ids=self._args.subnet_ids,
-            ami_type="AL2023_x86_64_STANDARD",
-            instance_types=list(config.instance_types),
-            scaling_config={"min_size": config.min_size, "max_size": config.max_size, "desired_size": config.min_size},
-            update_config={"max_unavailable_percentage": NODE_UPDATE_PERCENT},
-            node_repair_config={"enabled": True},
-            launch_template={"id": template.id, "version": template.latest_version.apply(str)},
-            labels={"flotilla.dev/pool": "system"},
+            principal_arn=role_arn,
             tags=self.tags(),
-            # The autoscaler owns the number of nodes once they run.
-            opts=self.child(depends_on=attachments, ignore_changes=["scaling_config.desired_size"]),
+            opts=self.child(),
         )
+        aws.eks.AccessPolicyAssociation(
+            self.part(f"admin-{who}"),
+            cluster_name=self.cluster.name,
+            principal_arn=entry.principal_arn,
+            policy_arn=ADMIN_POLICY,
+            access_scope={"type": "cluster"},
+            opts=self.child(),
+        )
+
+
+def _without_place(role: str, stack: StackName) -> str:
+    """A role's name as part of a logical name, which holds neither region nor environment: in `prod.cluster.us-east-2`,
+    `flotilla-deploy-us-east-2` gives `flotilla-deploy`."""
+    return "-".join(part for part in role.replace(stack.region, "").split("-") if part and part != stack.environment)
 
 
 def _kubeconfig(cluster: aws.eks.Cluster, name: str, region: str) -> pulumi.Output[str]:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_aws as aws
 
-from infra import iam
 from infra.components.component import Component
-from infra.naming import StackName
-
-POD_IDENTITY = "pods.eks.amazonaws.com"
+from infra.components.roles import RoleArgs, create_role, pod_trust
+from infra.naming import ServiceAccount, StackName
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,8 @@ class PodRoleArgs:
     role_name: str
     cluster_name: pulumi.Input[str]
     account_id: str
-    namespace: str
-    service_account: str
+    permissions_boundary_arn: pulumi.Input[str]
+    service_account: ServiceAccount
     policy: pulumi.Input[str]
 
 
@@ -34,18 +32,13 @@ class PodRole(Component):
 
     def __init__(self, name: str, args: PodRoleArgs, stack: StackName, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("cluster:PodRole", name, stack, opts)
-        trust = iam.trust(
-            POD_IDENTITY, ["sts:AssumeRole", "sts:TagSession"], {"StringEquals": {"aws:SourceAccount": args.account_id}}
-        )
-        self.role = aws.iam.Role(
-            self.part("role"), name=args.role_name, assume_role_policy=trust, tags=self.tags(), opts=self.child()
-        )
+        self.role = create_role(self, "role", RoleArgs(args.role_name, pod_trust(args.account_id), args.permissions_boundary_arn))
         aws.iam.RolePolicy(self.part("policy"), role=self.role.name, policy=args.policy, opts=self.child())
         aws.eks.PodIdentityAssociation(
             self.part("association"),
             cluster_name=args.cluster_name,
-            namespace=args.namespace,
-            service_account=args.service_account,
+            namespace=args.service_account.namespace,
+            service_account=args.service_account.name,
             role_arn=self.role.arn,
             tags=self.tags(),
             opts=self.child(),

@@ -29,7 +29,7 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
     data, tables = foundation.regions[place.region], foundation.tables
     secrets = [iam.secret_arn(place.region, place.account_id, name) for name in sorted(foundation.secrets.model_dump().values())]
     archive = iam.bucket_arn(data.archive_bucket)
-    return _document(
+    return iam.plain_document(
         iam.allow("ReadRegistry", READ_ITEMS, place.tables(tables.registry)),
         iam.allow("KeepTenants", READ_ITEMS + WRITE_ITEMS, place.tables(tables.tenants)),
         iam.allow("AppendUsage", (*READ_ITEMS, "dynamodb:PutItem"), place.tables(tables.ledger)),
@@ -44,7 +44,7 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
 def engine_policy(place: Place, foundation: FoundationOutputs) -> str:
     """Reads the registry and releases. An engine runs other people's prompts: it can write nothing."""
     data = foundation.regions[place.region]
-    return _document(
+    return iam.plain_document(
         iam.allow("ReadRegistry", READ_ITEMS, place.tables(foundation.tables.registry)),
         *_read_releases(data.artifact_bucket),
         iam.allow("UseKey", ["kms:Decrypt"], [data.kms_key_arn]),
@@ -57,7 +57,3 @@ def _read_releases(bucket: str) -> tuple[iam.Statement, iam.Statement]:
         iam.allow("ReadReleases", ["s3:GetObject"], [f"{arn}/releases/*"]),
         iam.allow("ListReleases", ["s3:ListBucket"], [arn], {"StringLike": {"s3:prefix": ["releases/*"]}}),
     )
-
-
-def _document(*statements: iam.Statement) -> str:
-    return iam.compact_json({"Version": "2012-10-17", "Statement": list(statements)})

@@ -33,7 +33,7 @@ STACKS = [stack for environment in CATALOG.environments for stack in environment
 REFERENCE = "prod"
 MAX_VALUE_CHARS = 140
 COMMON = {"tags", "labels"}
-"""Left out of the text: test_rules_of_the_graph holds them for every resource."""
+"""Left out of the text, since test_rules_of_the_graph holds them. Labels at the top are another thing: a node group's."""
 
 Lines = dict[str, list[str]]
 """A resource's heading and the lines of its inputs."""
@@ -62,7 +62,7 @@ def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         with suppress(ValueError):
             value, path = json.loads(value), f"{path}/"
     if isinstance(value, Mapping) and value:
-        for key in sorted(value.keys() - COMMON):
+        for key in sorted(value.keys() - (COMMON if path else {"tags"})):
             yield from leaves(f"{path}.{key}" if path else str(key), value[key])
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         for index, item in enumerate(value):

@@ -1,0 +1,1 @@
+"""Nodes with GPUs, and what makes their GPUs usable and visible."""
