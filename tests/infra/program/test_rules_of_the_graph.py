@@ -70,15 +70,12 @@ def places_in_names(graph: Graph) -> list[str]:
 
 
 def strays(graph: Graph) -> list[str]:
-    """Resources outside the component that should group them. A few stand alone at the top of their layer."""
-    alone = {"ebs-csi-role", "ebs-csi-policy"}
-    return [resource.name for resource in real(graph) if not resource.parent and resource.name not in alone]
+    """Resources outside the component that should group them."""
+    return [resource.name for resource in real(graph) if not resource.parent]
 
 
 SECRET_NAME = re.compile(r"(?i)(password|secretString|secretBinary|authToken|privateKey|accessKey|apiKey|adminKey|stringData)$")
 """Of properties as providers spell them."""
-    r"(?i)(password|secret_?string|secret_?binary|auth_?token|private_?key|(api|access|admin)_?key|stringdata)$"
-)
 
 
 def plain_secrets(graph: Graph) -> list[str]:
