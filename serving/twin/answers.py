@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from serving.twin.asked import Asked
-from serving.twin.faults import Fault, FaultKind
+from serving.twin.faults import STREAM_FAULTS, Fault, FaultKind
 from serving.twin.generation import Generation
 from serving.twin.stop_strings import HeldText
 from serving.twin.truth import Record
@@ -57,7 +57,7 @@ class Answer:
     ) -> None:
         """`words` has the JSON of each word; `over` is told how the answer ended, before its last byte is sent."""
         self._asked, self._record, self._client, self._words = asked, record, client, words
-        self._kind = fault.kind if fault else None
+        self._kind = fault.kind if fault and (asked.is_streamed or fault.kind not in STREAM_FAULTS) else None
         self._at_token = fault.at_token if fault else 0
         self._factor = fault.factor if fault and fault.kind is FaultKind.LIE_USAGE else 1.0
         self._over = over

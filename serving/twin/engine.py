@@ -51,6 +51,10 @@ class _Step:
     num_lora_loads: int = 0
 
 
+def _to_nobody(generation: Generation, token_id: int, finish: str | None) -> bool:
+    return True
+
+
 class Engine:
     """One engine."""
 
@@ -193,6 +197,7 @@ class Engine:
     def _release(self, generation: Generation, reason: str, now_s: float) -> None:
         """It is over, for `reason`, and holds nothing more."""
         generation.is_over = True
+        generation.deliver = _to_nobody  # its answer refers to it: no cycle is left for the collector to find
         if generation.scheduled_s and generation in self.running:
             self.running.remove(generation)
         else:

@@ -43,6 +43,10 @@ class FaultKind(StrEnum):
     """No event has counts."""
 
 
+STREAM_FAULTS = frozenset({FaultKind.TRUNCATE, FaultKind.GARBLE, FaultKind.SPLIT})
+"""Faults of events: a request that is not streamed does not meet them."""
+
+
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault, and which requests it meets."""
 

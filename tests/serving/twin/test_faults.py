@@ -192,3 +192,9 @@ async def test_faults_are_set_over_http_and_mistakes_are_named(twin: Asker) -> N
     assert status == 400 and "at_tokn" in said["error"]
     status, records = await twin.get("/twin/requests?since=0")
     assert (status, records) == (200, "[]")
+
+
+@pytest.mark.parametrize("kind", ["truncate", "garble", "split"])
+async def test_an_answer_without_events_has_no_fault_of_events(twin: Asker, kind: str) -> None:
+    twin.fault(kind=kind)
+    assert (await twin.complete("one"))["usage"]["completion_tokens"] == 8
