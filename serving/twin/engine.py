@@ -23,7 +23,7 @@ from serving.twin.stats import Ended, Stats
 from serving.twin.text import TextSource
 from serving.twin.timing import StepLaw
 
-_MAX_LAG_S = 0.1
+_MAX_LAG_S = 0.02
 """A loop that is busy for longer than this lets the engine's clock slip; less is caught up with."""
 
 
