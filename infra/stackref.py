@@ -103,6 +103,8 @@ class EdgeOutputs(_Contract):
     """What clients are told."""
 
     api_domain: str
+    further_domains: list[str]
+    """Names besides it that also reach every region."""
     regional_domains: dict[str, str]
     """Where each region answers whatever its health."""
 

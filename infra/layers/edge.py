@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pulumi
 
+from infra.components.traffic.accelerator import Accelerator
 from infra.components.traffic.certificates import Certificates
 from infra.components.traffic.firewall import Firewall
 from infra.components.traffic.https_listener import HttpsListener
@@ -37,4 +38,13 @@ def build(program: Program[EdgeConfig]) -> None:
                 stack,
                 there,
             )
-    export(EdgeOutputs, {"api_domain": records.api_domain, "regional_domains": records.regional_domains})
+    further = []
+    if config.accelerator == "beside":
+        accelerator = Accelerator(
+            "accelerator", program.names.globally("edge"), config.domain, records.zone, serving, stack, at_home
+        )
+        further.append(accelerator.domain)
+    export(
+        EdgeOutputs,
+        {"api_domain": records.api_domain, "further_domains": further, "regional_domains": records.regional_domains},
+    )

@@ -24,3 +24,6 @@ class EdgeConfig(Frozen):
     """Zone that this stack owns; the API answers at `api.<domain>`. Its parent zone must name the servers of this one."""
     firewall: FirewallConfig | Literal["none"] = FirewallConfig()
     """`none` lets everything through to the gateways."""
+    accelerator: Literal["none", "beside"] = "none"
+    """`beside` adds `static.<domain>`: two fixed addresses before all regions, for clients whose firewalls want them. It costs
+    $18 a month and more a GB, and follows health but not evacuation; so it is off, and never before `api.<domain>`."""

@@ -150,6 +150,18 @@ def test_the_firewall_is_a_choice() -> None:
     assert not [resource for resource in graph.resources if "wafv2" in resource.type]
 
 
+def test_fixed_addresses_are_a_choice_beside_the_name_and_never_before_it(edge: Graph) -> None:
+    """Global Accelerator cannot read an evacuation control: what is behind it alone could not be evacuated."""
+    assert edge.outputs["further_domains"] == [] and not [it for it in edge.resources if "globalaccelerator" in it.type]
+    chosen = record([PROD], overrides={PROD: {"accelerator": "beside"}})[PROD]
+    assert chosen.outputs["further_domains"] == ["static.flotilla.example.com"]
+    assert {it.urn: it for it in edge.resources}.items() <= {it.urn: it for it in chosen.resources}.items()
+    groups = list(chosen.of_type("aws:globalaccelerator/endpointGroup:EndpointGroup"))
+    assert {group.inputs["endpointGroupRegion"] for group in groups} == set(REGIONS)
+    assert all(group.inputs["endpointConfigurations"][0]["clientIpPreservationEnabled"] for group in groups)
+    assert one(chosen, "aws:globalaccelerator/accelerator:Accelerator", "accelerator-accelerator").options.protect
+
+
 def test_a_third_region_is_watched_by_both_others(stacks_dir: Path) -> None:
     """Whoever survives must be able to take out either of the others."""
     add_region(stacks_dir)
