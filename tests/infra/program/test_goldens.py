@@ -1,8 +1,9 @@
 """Every stack as text, small enough to review: `goldens/<stack>.txt`.
 
 The stacks of production's home region are written out: type, name, parent and options of every resource, and below it each
-input that is not a tag or a label of all. Every other stack is written as what sets it apart from its like there (`local.edge`
-from `prod.edge`, a second region from the first): a changed default shows once, and what sets an environment apart at a glance.
+input that is not a tag or a label of all, or what sets it apart from an earlier resource of its type. Every other stack is
+written as what sets it apart from its like there (`local.edge` from `prod.edge`, a second region from the first): a changed
+default shows once, and what sets an environment apart at a glance.
 
 After a change that is meant, write them anew and read the difference:
 
@@ -131,11 +132,26 @@ def differences(before: Lines, after: Lines) -> Iterator[str]:
             )
 
 
+def in_full(lines: Lines) -> Iterator[str]:
+    """Every resource; one that is much like an earlier one of its type, as what sets the two apart."""
+    models: dict[str, list[tuple[str, list[str]]]] = {}
+    for head, below in lines.items():
+        kind, _, rest = head.partition("  ")
+        told = below
+        for name, model in models.get(kind, []):
+            apart = [*(f"- {line}" for line in model if line not in below), *(f"+ {line}" for line in below if line not in model)]
+            if len(apart) + 1 < len(told):
+                told = [f"as {name}, but", *apart]
+        if told is below:
+            models.setdefault(kind, []).append((rest.partition("  ")[0], below))
+        yield from (head, *(f"    {line}" for line in told))
+
+
 def summary(stack: str, graphs: Mapping[str, Graph]) -> str:
     lines = written(graphs[stack])
     reference = like(stack)
     if reference is None:
-        text = [line for head, below in lines.items() for line in (head, *(f"    {line}" for line in below))]
+        text = list(in_full(lines))
     else:
         before = without_place(parse_stack(reference), written(graphs[reference]))
         text = [f"As {reference}, but:", *differences(before, without_place(parse_stack(stack), lines))]
