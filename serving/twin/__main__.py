@@ -4,6 +4,7 @@ Takes vLLM's own arguments where they mean something here, so that a pod's comma
 
     python -m serving.twin --model FOLDER --served-model-name medium --host 127.0.0.1 --port 8000 --profile a100-medium
     python -m serving.twin --twins 64 --port 9000 --profile a100-small --speed 10     # ports 9000 to 9063
+    python -m serving.twin --twins 64 --host 127.30.0.1 --by-address                  # 127.30.0.1 to 127.30.0.64, port 8000
 
 Without `--model` it speaks its own small vocabulary. SIGTERM ends it at once, as nothing here is worth waiting for.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import os
 import signal
 import sys
@@ -67,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     twin.add_argument("--start-delay-s", type=float, default=0.0, help="listens only after this long")
     twin.add_argument("--faults", type=_json_of(FaultPlan), default="{}", help="JSON, as for /twin/faults, from the start")
     twin.add_argument("--twins", type=int, default=1, help="so many in this process, on ports that follow each other")
+    twin.add_argument("--by-address", action="store_true", help="on addresses that follow each other instead, as pods are")
     return found
 
 
@@ -97,15 +100,15 @@ def configs(options: argparse.Namespace) -> list[TwinConfig]:
     )
     return [
         TwinConfig(
-            host=options.host,
-            port=options.port + number if options.port else 0,
+            host=str(ipaddress.ip_address(options.host) + number) if options.by_address else options.host,
+            port=options.port + number if options.port and not options.by_address else options.port,
             served_name=options.served_model_name,
             model_root=str(options.model or "twin"),
             limits=limits,
             num_blocks=options.num_gpu_blocks_override or profile.num_blocks,
             block_tokens=options.block_size,
             is_caching=options.enable_prefix_caching,
-            events=_for_twin(options.kv_events_config, number),
+            events=options.kv_events_config if options.by_address else _for_twin(options.kv_events_config, number),
             seed=options.seed,
             fault_seed=options.seed + number,
             mean_answer_tokens=options.mean_answer_tokens,

@@ -14,6 +14,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from serving.twin.__main__ import configs, parser
+
 Run = Callable[..., tuple[subprocess.Popen[bytes], int]]
 
 
@@ -80,6 +82,17 @@ def test_many_twins_share_a_process_and_nothing_else(run: Run) -> None:
     assert not answers(first + 2) and answers(first + 3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
+
+
+def test_twins_can_have_addresses_of_their_own_as_pods_have() -> None:
+    events = '{"enable_kv_cache_events": true, "endpoint": "tcp://*:5557"}'
+    line = ["--twins", "3", "--host", "127.30.0.1", "--by-address", "--kv-events-config", events]
+    found = configs(parser().parse_args(line))
+    assert [(config.host, config.port) for config in found] == [(f"127.30.0.{number}", 8000) for number in (1, 2, 3)]
+    assert {config.events.endpoint for config in found} == {"tcp://*:5557"}  # `*` is each one's own address
+    by_port = configs(parser().parse_args(["--twins", "2", "--port", "9000", "--kv-events-config", events]))
+    assert [(config.port, config.events.endpoint) for config in by_port] == [(9000, "tcp://*:5557"), (9001, "tcp://*:5559")]
+    assert [config.seed for config in found] == [0] * 3 and len({config.fault_seed for config in found}) == 3
 
 
 def test_the_death_of_a_lone_twin_is_its_processs(run: Run) -> None:
