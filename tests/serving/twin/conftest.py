@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -47,6 +48,12 @@ CONFIG = TwinConfig(
     fault_seed=1,
     mean_answer_tokens=0,
 )
+
+
+def free_port() -> int:
+    """A port that nobody has at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @cache

@@ -10,7 +10,7 @@ import zmq.asyncio
 
 from serving.twin.blocks import NONE_HASH, BlockPool, BlockTable, CacheKey, block_hash
 from serving.twin.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, EventsConfig, external
-from tests.serving.twin.conftest import Asker, Start
+from tests.serving.twin.conftest import Asker, Start, free_port
 
 SIZE = 16
 VLLM_NONE_HASH = "066b1e8987e027138e98701c46128929378935f9b6cd1549105ae6b4f0d71198"
@@ -144,11 +144,12 @@ def test_hashes_are_vllms_own() -> None:
 
 
 async def test_events_come_by_zmq_and_what_was_missed_is_replayed(start: Start) -> None:
-    events = EventsConfig(True, endpoint="tcp://*:19571", replay_endpoint="tcp://*:19572", topic="kv", buffer_steps=3)
+    port, replay_port = free_port(), free_port()
+    events = EventsConfig(True, endpoint=f"tcp://*:{port}", replay_endpoint=f"tcp://*:{replay_port}", topic="kv", buffer_steps=3)
     twin = await start(events=events)
     context = zmq.asyncio.Context()
     with context.socket(zmq.SUB) as live, context.socket(zmq.DEALER) as replay:
-        live.connect("tcp://127.0.0.1:19571")
+        live.connect(f"tcp://127.0.0.1:{port}")
         live.subscribe("kv")
         await asyncio.sleep(0.2)  # a subscription takes its time; ZMQ tells nobody when it is there
         for number in range(5):
@@ -158,7 +159,7 @@ async def test_events_come_by_zmq_and_what_was_missed_is_replayed(start: Start) 
         batch = msgspec.msgpack.decode(batches[0][2], type=EventBatch)
         assert batch.data_parallel_rank == 0
         assert [len(event.block_hashes) for event in batch.events if isinstance(event, BlockStored)] == [2]
-        replay.connect("tcp://127.0.0.1:19572")
+        replay.connect(f"tcp://127.0.0.1:{replay_port}")
         await replay.send_multipart((b"", (1).to_bytes(8, "big")))
         replayed = [await asyncio.wait_for(replay.recv_multipart(), 5) for _ in range(4)]
         assert [frames[2] for frames in replayed] == [n.to_bytes(8, "big", signed=True) for n in (2, 3, 4, -1)]
