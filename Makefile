@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image bench-fetch bench-preview preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image bench-fetch bench-gateway bench-preview preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,12 @@ drill-image: setup .venv/.flotilla-dev   ## build the image twice, look into it 
 
 bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
 	@$(BIN)/python tests/bench/bench_fetch.py
+
+bench-gateway: .venv/.flotilla-dev .peers/rust/.installed .peers/litellm/.installed   ## what a request costs here and in peers; ARGS=--write puts it into docs/benchmarks.md
+	@$(BIN)/python tests/bench/bench_gateway.py --peers .peers $(ARGS)
+
+.peers/%/.installed: tests/bench/peers-%.txt .venv/.flotilla-base
+	@$(BIN)/uv venv --quiet --clear --python $(PYTHON) .peers/$* && $(BIN)/uv pip install --quiet --python .peers/$*/bin/python -r $< && touch $@
 
 bench-preview: .venv/.flotilla-dev   ## how long a preview of every stack takes; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_preview.py $(ARGS)

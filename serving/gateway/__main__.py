@@ -41,6 +41,8 @@ HTTP_PORT, OPS_PORT = 8080, 8081
 KEEP_ALIVE_S = 75
 """Longer than a load balancer keeps an idle connection (ALB: 60 s), so that it never sends into one that we are closing."""
 BACKLOG = 4096
+GC_AFTER_ALLOCATIONS = 20_000
+"""Net allocations until the youngest generation is collected (Python: 700, which is several times a request)."""
 MIN_OPEN_FILES = 4096
 """Two a request, its client's connection and its engine's: where fewer are allowed a burst would end in accepts that fail."""
 
@@ -99,9 +101,10 @@ async def _start(service: Service, stop: asyncio.Event) -> bool:
 
 def _spare_the_collector() -> None:
     """Leave what start-up made out of garbage collection: walking it takes tens of milliseconds, in the middle of somebody's
-    first token, and finds nothing."""
+    first token, and finds nothing. A request leaves next to nothing for it either, so it comes seldom."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_AFTER_ALLOCATIONS)
 
 
 def _server(app: Any, drain_s: float, protocol: type[asyncio.Protocol] = HttpToolsProtocol) -> Server:

@@ -18,6 +18,9 @@ _USAGE = b',"usage":{'
 _CHOICE = b'"choices":[{"index":'
 _NO_CHOICES = b'"choices":[]'
 _FINISH = b'"finish_reason":"'
+_PIECE = b'data: {"id":'
+_GOES_ON = b'"finish_reason":null'
+_FIRST = b'"choices":[{"index":0,'
 _ERRORS = (b'data: {"error"', b'data: {"object":"error"')
 
 
@@ -100,6 +103,18 @@ def cut_usage(event: bytes) -> tuple[bytes, Usage | None]:
     except msgspec.MsgspecError as error:
         raise BrokenStream(f"token counts that cannot be read: {error}") from error
     return event[:start] + event[closing + 1 :], usage
+
+
+def plain_piece(event: bytes) -> tuple[bytes, Usage] | None:
+    """The common event without its token counts, and the counts: a piece of the only answer that does not end it, the counts
+    last. None for every other event, which has to be looked at with care."""
+    start = event.rfind(_USAGE)
+    if start < 0 or not event.endswith(b"}}") or not event.startswith(_PIECE) or _GOES_ON not in event or _FIRST not in event:
+        return None
+    try:
+        return event[:start] + b"}", _usage_decoder.decode(event[start + len(_USAGE) - 1 : -1])
+    except msgspec.MsgspecError:
+        return None
 
 
 def choice_index(event: bytes) -> int:

@@ -230,6 +230,11 @@ class _Relay:
     def _count_and_add(self, events: Sequence[bytes], now_s: float) -> None:
         meter, sink = self._meter, self._sink
         for event in events:
+            plain = sse.plain_piece(event)
+            if plain is not None:
+                meter.running(plain[1], 0, now_s)
+                sink.add(event, plain[0], is_final_usage=False)
+                continue
             if event == sse.DONE:
                 return self._finish(None)
             if (said := sse.engine_error(event)) is not None:

@@ -1,6 +1,6 @@
 """What a request costs in this gateway and in its peers, in one run over one lean mock engine.
 
-    .venv/bin/python tests/bench/bench_gateway.py [--write] [--peers FOLDER]
+    make bench-gateway [ARGS=--write]
 
 Gateways take turns on one core; the mock (`mock_engine.py`, 51 chunks, 10 ms apart) and the client share the other. CPU is the
 user and system time of the gateway's process tree, less what it burns idle. Ours runs as in production: keys checked, every
@@ -40,8 +40,6 @@ from gateway_support import make_settings, train_tokenizer
 
 from serving.gateway import admin_client
 
-PEERS = ("vllm-router==0.1.17", "smg==1.13.0")
-LITELLM = ("litellm[proxy]==1.106.2",)
 GATEWAY_CORE, OTHER_CORE = 0, 1
 INTERVAL_MS = 10.0
 NUM_REPEATS = 3
@@ -205,7 +203,7 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> tuple[list[Row],
                 stop(ours)
 
         if arguments.peers is not None:
-            for name, command, env in peers(arguments.peers, engine_port):
+            for name, command, env in peers(arguments.peers.resolve(), engine_port):
                 per_s = arguments.per_s if "LiteLLM" not in name else 5.0
                 num = arguments.num if "LiteLLM" not in name else 60
                 port = int(command[command.index("--port") + 1])
@@ -253,7 +251,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     parser.add_argument("--peers", type=Path, help="folder with the environments `rust` and `litellm`")
     parser.add_argument("--num", type=int, default=400, help="requests of a repeat")
-    parser.add_argument("--per-s", type=float, default=50.0, help="their rate")
+    parser.add_argument("--per-s", type=float, default=100.0, help="their rate")
     parser.add_argument("--streams", type=int, default=2000, help="idle streams held open")
     arguments = parser.parse_args()
     where = machine()

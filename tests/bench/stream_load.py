@@ -24,6 +24,9 @@ class Measured:
         return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] * 1e3
 
 
+_END = b"0\r\n\r\n"
+
+
 class Client(asyncio.Protocol):
     """One connection."""
 
@@ -38,7 +41,7 @@ class Client(asyncio.Protocol):
         """The time to the first event; set when the answer has ended."""
         loop = asyncio.get_running_loop()
         self.done, self.began_s, self.first_s = loop.create_future(), time.perf_counter(), 0.0
-        self.head, self.num_events, self.num_chunks = b"", 0, num_chunks
+        self.head, self.tail, self.is_done, self.num_events, self.num_chunks = b"", b"", False, 0, num_chunks
         self.transport.write(request)
         return self.done
 
@@ -56,7 +59,10 @@ class Client(asyncio.Protocol):
         self.num_events += events
         if self.num_events == 1 and self.num_chunks == 1:
             self.done.set_result(self.first_s - self.began_s)
-        elif b"data: [DONE]" in data:
+            return
+        self.tail = (self.tail + data)[-len(_END) :]
+        self.is_done = self.is_done or b"data: [DONE]" in data
+        if self.is_done and self.tail == _END:
             if self.num_events < self.num_chunks:
                 self.done.set_exception(RuntimeError(f"{self.num_events} events of {self.num_chunks}"))
             else:
@@ -86,7 +92,7 @@ async def run(host: str, port: int, wire: bytes, *, num: int, per_s: float, num_
             else:
                 _, client = await loop.create_connection(Client, host, port)
             measured.ttfts.append(await asyncio.wait_for(client.ask(wire, num_chunks), 60))
-            loop.call_later(0.02, free.append, client)  # the message's end is still on its way
+            free.append(client)
         except (OSError, RuntimeError, TimeoutError) as error:
             measured.failures.append(f"{type(error).__name__}: {error}")
 

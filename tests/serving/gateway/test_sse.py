@@ -70,6 +70,25 @@ def test_cutting_counts_out_leaves_everything_else(document: dict[str, Any], ens
 
 
 @given(documents())
+def test_the_short_look_at_common_events_sees_what_the_careful_one_does(document: dict[str, Any]) -> None:
+    for event in (encode(document), encode({**document, "choices": [{"index": 0, "finish_reason": None}], "usage": {"a": 1}})):
+        plain = sse.plain_piece(event)
+        if plain is not None:
+            assert plain == cut_usage(event)
+            assert (sse.choice_index(event), sse.finish_reason(event), sse.has_no_choices(event)) == (0, "", False)
+
+
+def test_a_common_event_is_looked_at_once() -> None:
+    head = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]'
+    counts = b',"usage":{"prompt_tokens":5,"total_tokens":6,"completion_tokens":1}'
+    plain = sse.plain_piece(head + counts + b"}")
+    assert plain is not None
+    assert (plain[0], plain[1].prompt_tokens, plain[1].completion_tokens) == (head + b"}", 5, 1)
+    for other in (head + b"}", head + counts + b',"x":1}', (head + counts + b"}").replace(b"null", b'"stop"'), sse.DONE):
+        assert sse.plain_piece(other) is None
+
+
+@given(documents())
 def test_marks_are_found_where_they_are_and_never_in_what_a_model_wrote(document: dict[str, Any]) -> None:
     event = encode(document)
     choices = document["choices"]
