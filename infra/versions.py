@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from typing import Literal
 
 KUBERNETES = "1.36"
 """Newest that Karpenter's matrix lists (Karpenter 1.13 and later, read November 2026)."""
@@ -14,6 +15,8 @@ KUBERNETES_SUPPORT_ENDS: Mapping[str, date] = {"1.35": date(2027, 3, 27)}
 SUPPORT_MARGIN_DAYS = 60
 """Time in which people can be expected to upgrade."""
 
+NodeImage = Literal["standard", "nvidia"]
+"""Variants of AL2023's node image; the second has NVIDIA's driver."""
 NODE_AMIS: Mapping[str, str] = {"1.36": "1.36.3-20260911", "1.35": "1.35.7-20260911"}
 """Release of the AL2023 node images by Kubernetes version, NVIDIA's variant too: one never moves under a running fleet.
 
@@ -34,12 +37,20 @@ ADDONS: Mapping[str, Mapping[str, str]] = {
 
 AWS publishes the list by API alone (`aws eks describe-addon-versions --kubernetes-version 1.36`). Each of these stands in public
 configurations of live clusters of that version, read November 2026; for 1.35 the last two were seen on 1.36 only.
+`flotilla preflight` asks AWS for all of them.
 """
 
 
 def node_image_alias(kubernetes_version: str) -> str:
     """The same image as Karpenter names it: "1.36" gives "al2023@v20260911"."""
     return f"al2023@v{NODE_AMIS[kubernetes_version].rpartition('-')[2]}"
+
+
+def node_image_parameter(kubernetes_version: str, variant: NodeImage) -> str:
+    """The SSM parameter that holds the image's identifier in a region, where AWS has it there (the path is Karpenter 1.14's)."""
+    day = NODE_AMIS[kubernetes_version].rpartition("-")[2]
+    image = f"amazon-eks-node-al2023-x86_64-{variant}-{kubernetes_version}-v{day}"
+    return f"/aws/service/eks/optimized-ami/{kubernetes_version}/amazon-linux-2023/x86_64/{variant}/{image}/image_id"
 
 
 CACHE_ENGINES: dict[str, tuple[str, str]] = {

@@ -44,7 +44,7 @@ def build(program: Program[ClusterConfig]) -> None:
             region=stack.region,
             vpc_cidr=region.vpc_cidr,
             zones=region.availability_zones,
-            num_zones_with_egress=1 if config.egress == "one-zone" else len(region.availability_zones),
+            num_zones_with_egress=config.num_zones_with_egress(len(region.availability_zones)),
         ),
         stack,
         here,

@@ -16,9 +16,6 @@ from infra.catalog import Region
 from infra.instances import INSTANCE_SHAPES
 from infra.stack_config import ClusterConfig, ServingConfig
 
-ADDRESSES_PER_ZONE = 1
-"""Each zone's NAT gateway has one."""
-
 
 @dataclass(frozen=True)
 class Quota:
@@ -51,7 +48,7 @@ _SPOT = {"p": SPOT_P, "g": SPOT_G}
 
 def quota_needs(region: Region, cluster: ClusterConfig, serving: ServingConfig) -> list[QuotaNeed]:
     """What the region takes of each quota with every pool at its largest."""
-    num_zones = len(region.availability_zones)
+    num_gateways = cluster.num_zones_with_egress(len(region.availability_zones))
     amounts: dict[Quota, int] = defaultdict(int)
     whys: dict[Quota, list[str]] = defaultdict(list)
     for quota, instance_type, num_nodes, what in _gpu_nodes(cluster, serving):
@@ -62,7 +59,7 @@ def quota_needs(region: Region, cluster: ClusterConfig, serving: ServingConfig) 
     return [
         QuotaNeed(VPCS, 1, "one a region"),
         QuotaNeed(CLUSTERS, 1, "one a region"),
-        QuotaNeed(ELASTIC_IPS, num_zones * ADDRESSES_PER_ZONE, "a NAT gateway a zone"),
+        QuotaNeed(ELASTIC_IPS, num_gateways, "one a NAT gateway"),
         *needs,
     ]
 

@@ -2,7 +2,8 @@
 
 A `pulumi up` finds out too: after twenty minutes, half done. The questions are those whose answers the program cannot know: is
 this the right account, do its quotas suffice, does each zone offer the instance types, do the reservations exist as the stack
-file says, how long is the Kubernetes version supported, is an image pinned and in the registry.
+file says, how long is the Kubernetes version supported, does AWS still have the pinned add-ons and node images, is an image
+pinned and in the registry.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from infra import config, versions
 from infra.catalog import Region
@@ -21,7 +22,9 @@ from infra.operations.needs import QuotaNeed, instance_types, quota_needs
 from infra.stack_config import ClusterConfig, LayerT, ServingConfig
 from infra.stack_config.cluster import ReservedPool
 from infra.stack_config.serving import UNPINNED
+from infra.versions import NodeImage
 
+NODE_IMAGES: tuple[NodeImage, ...] = get_args(NodeImage)
 BLOCK_ENDS_WITHIN = timedelta(days=14)
 """A Capacity Block that ends so soon is told of."""
 
@@ -50,6 +53,10 @@ def preflight(stack_name: str, clients: Clients, now: datetime, stacks_dir: Path
         for name, pool in cluster.reserved_pools.items():
             findings += _reservation(name, pool, clients, stack.region, now)
         findings += _version(cluster.kubernetes_version, clients, stack.region, now)
+        for addon in versions.ADDONS:
+            findings += _addon(addon, cluster.kubernetes_version, clients, stack.region)
+        for variant in NODE_IMAGES:
+            findings += _node_image(variant, cluster.kubernetes_version, clients, stack.region)
     else:
         findings += _images(serving)
     return findings
@@ -174,6 +181,37 @@ def _version(version: str, clients: Clients, region: str, now: datetime) -> list
             yield Finding("version", subject, Severity.WARNING if days > 0 else Severity.BLOCKED, message, remedy)
 
     return asked("version", subject, question)
+
+
+def _addon(addon: str, version: str, clients: Clients, region: str) -> list[Finding]:
+    pinned = versions.ADDONS[addon][version]
+
+    def question() -> Iterator[Finding]:
+        found = clients("eks", region).describe_addon_versions(addonName=addon, kubernetesVersion=version)["addons"]
+        offered = [item["addonVersion"] for info in found for item in info["addonVersions"]]
+        if pinned in offered:
+            yield Finding("addon", addon, Severity.OK, pinned)
+            return
+        message = (
+            f"{pinned} is not offered for Kubernetes {version} in {region}; the newest is {offered[0] if offered else 'none'}"
+        )
+        yield Finding("addon", addon, Severity.BLOCKED, message, "pin another in `ADDONS` of infra/versions.py")
+
+    return asked("addon", addon, question)
+
+
+def _node_image(variant: NodeImage, version: str, clients: Clients, region: str) -> list[Finding]:
+    parameter = versions.node_image_parameter(version, variant)
+
+    def question() -> Iterator[Finding]:
+        found = clients("ssm", region).get_parameters(Names=[parameter])["Parameters"]
+        if found:
+            yield Finding("node image", variant, Severity.OK, f"{versions.NODE_AMIS[version]} is {found[0]['Value']}")
+            return
+        message = f"{region} has no release {versions.NODE_AMIS[version]} of it"
+        yield Finding("node image", variant, Severity.BLOCKED, message, "pin another in `NODE_AMIS` of infra/versions.py")
+
+    return asked("node image", variant, question)
 
 
 def _images(serving: ServingConfig) -> Iterator[Finding]:

@@ -85,6 +85,10 @@ class ClusterConfig(Frozen):
     """Engines over several nodes: EFA and a placement group for the reserved pools. Off, since one node holds our largest model
     (TP 8 over NVSwitch) and EFA interfaces cost addresses."""
 
+    def num_zones_with_egress(self, num_zones: int) -> int:
+        """Of `num_zones`, those that have a way out of their own."""
+        return 1 if self.egress == "one-zone" else num_zones
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         wanted, floor = (int(version.partition(".")[2]) for version in (self.kubernetes_version, versions.KUBERNETES_FLOOR))

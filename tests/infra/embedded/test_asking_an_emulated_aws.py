@@ -33,7 +33,8 @@ def test_preflight_answers_what_it_can_and_is_unsure_of_the_rest(emulated_aws: C
         by_check.setdefault(finding.check, set()).add(finding.severity)
     assert by_check["account"] == {Severity.OK}
     assert Severity.OK not in by_check["reservation"], "it holds no reservation, so none may be called good"
-    assert by_check.keys() == {"account", "quota", "offering", "reservation", "version"}
+    assert Severity.OK not in by_check["node image"], "it has no images of EKS"
+    assert by_check.keys() == {"account", "quota", "offering", "reservation", "version", "addon", "node image"}
     assert not is_clear(found)
     unsure = [finding for finding in found if finding.severity is Severity.UNSURE]
     assert unsure and all(finding.message.startswith("not answered: ") for finding in unsure)

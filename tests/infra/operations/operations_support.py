@@ -9,6 +9,9 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from infra import versions
+from infra.operations.preflight import NODE_IMAGES
+
 MOTO_ACCOUNT = "123456789012"
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 SUPPORTED_UNTIL = datetime(2027, 8, 1, tzinfo=UTC)
@@ -42,6 +45,8 @@ class Account:
     """Letters of the zones that offer a type."""
     reservations: list[dict[str, Any]] = field(default_factory=reservations)
     supported_until: datetime = SUPPORTED_UNTIL
+    withdrawn: set[str] = field(default_factory=set)
+    """Add-ons and variants of node images whose pinned version AWS no longer has."""
     refused: set[str] = field(default_factory=set)
     """Operations that the caller may not call."""
     called: list[str] = field(default_factory=list)
@@ -63,4 +68,12 @@ class Account:
                 return {"CapacityReservations": [r for r in self.reservations if r["CapacityReservationId"] == wanted]}
             case "DescribeClusterVersions":
                 return {"clusterVersions": [{"endOfStandardSupportDate": self.supported_until}]}
+            case "DescribeAddonVersions":
+                addon, version = parameters["addonName"], parameters["kubernetesVersion"]
+                pinned = [] if addon in self.withdrawn else [versions.ADDONS[addon][version]]
+                return {"addons": [{"addonVersions": [{"addonVersion": item} for item in ("v9.9.9-eksbuild.1", *pinned)]}]}
+            case "GetParameters":
+                (name,) = parameters["Names"]
+                known = {versions.node_image_parameter("1.36", kind) for kind in NODE_IMAGES if kind not in self.withdrawn}
+                return {"Parameters": [{"Name": name, "Value": "ami-1"}] if name in known else []}
         return None

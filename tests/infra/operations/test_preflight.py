@@ -17,7 +17,7 @@ from infra import config
 from infra.naming import StackName
 from infra.operations import commands
 from infra.operations.findings import Finding, Severity, is_clear
-from infra.operations.needs import ON_DEMAND_P, SPOT_P, instance_types, quota_needs
+from infra.operations.needs import ELASTIC_IPS, ON_DEMAND_P, SPOT_P, instance_types, quota_needs
 from infra.operations.preflight import preflight
 from infra.stack_config import ClusterConfig, ServingConfig
 from serving.errors import UserError
@@ -38,7 +38,7 @@ def test_where_all_is_there_nothing_stands_in_the_way(stack: str, account: Accou
     assert standing_in_the_way(findings) == [] and is_clear(findings)
     checks = {finding.check for finding in findings}
     assert checks == {
-        CLUSTER: {"account", "quota", "offering", "reservation", "version"},
+        CLUSTER: {"account", "quota", "offering", "reservation", "version", "addon", "node image"},
         SERVING: {"account", "quota", "offering", "image"},
     }.get(stack, {"account"})
 
@@ -53,6 +53,9 @@ def test_a_region_needs_what_its_pools_can_grow_to() -> None:
     amounts = {need.quota: need.amount for need in quota_needs(region, cluster, serving)}
     # Reserved 3 × 2 + 2 × 5 = 16 nodes, on demand 9 + 10 = 19, spot 7 + 4 = 11; each has 96 vCPUs.
     assert (amounts[ON_DEMAND_P], amounts[SPOT_P]) == ((16 + 19) * 96, 11 * 96)
+    assert amounts[ELASTIC_IPS] == 3
+    one_way_out = quota_needs(region, cluster.model_copy(update={"egress": "one-zone"}), serving)
+    assert {need.quota: need.amount for need in one_way_out}[ELASTIC_IPS] == 1
     assert instance_types(region, cluster, serving)["p4de.24xlarge"] == ("us-east-2a", "us-east-2b")
 
 
@@ -86,6 +89,13 @@ def _support_ends(days: int) -> Callable[[Account], None]:
     return change
 
 
+def _withdrawn(what: str) -> Callable[[Account], None]:
+    def change(account: Account) -> None:
+        account.withdrawn = {what}
+
+    return change
+
+
 CASES: list[tuple[Callable[[Account], None], tuple[str, str, str], str]] = [
     # 16 + 19 nodes of 96 vCPUs are 3360.
     (_too_small_a_quota, ("quota", ON_DEMAND_P.name, "blocked"), "--quota-code L-417A185B --desired-value 3360"),
@@ -99,6 +109,8 @@ CASES: list[tuple[Callable[[Account], None], tuple[str, str, str], str]] = [
     (_reservation_differs(EndDate=NOW + timedelta(days=13)), ("reservation", "p4d-a", "warning"), "buy the next one"),
     (_support_ends(59), ("version", "Kubernetes 1.36", "warning"), "upgrade"),
     (_support_ends(-1), ("version", "Kubernetes 1.36", "blocked"), "upgrade"),
+    (_withdrawn("coredns"), ("addon", "coredns", "blocked"), "`ADDONS` of infra/versions.py"),
+    (_withdrawn("nvidia"), ("node image", "nvidia", "blocked"), "`NODE_AMIS` of infra/versions.py"),
 ]
 
 
@@ -136,6 +148,8 @@ def test_an_image_that_nobody_pinned_stops_serving(account: Account, clients: Cl
         ("DescribeInstanceTypeOfferings", {"offering"}),
         ("DescribeCapacityReservations", {"reservation"}),
         ("DescribeClusterVersions", {"version"}),
+        ("DescribeAddonVersions", {"addon"}),
+        ("GetParameters", {"node image"}),
         ("GetCallerIdentity", {"account"}),
     ],
 )

@@ -168,6 +168,10 @@ def test_every_version_of_kubernetes_has_its_addons_and_node_image() -> None:
         assert release.startswith(f"{kubernetes}.") and versions.ADDONS["kube-proxy"][kubernetes].startswith(f"v{kubernetes}.")
     assert versions.KUBERNETES in versions.NODE_AMIS
     assert versions.node_image_alias("1.36") == "al2023@v20260911"
+    assert versions.node_image_parameter("1.36", "nvidia") == (
+        "/aws/service/eks/optimized-ami/1.36/amazon-linux-2023/x86_64/nvidia"
+        "/amazon-eks-node-al2023-x86_64-nvidia-1.36-v20260911/image_id"
+    )
 
 
 def test_addons_are_pinned_and_come_before_or_after_the_nodes(cluster: Graph) -> None:
