@@ -13,7 +13,7 @@ from infra import versions
 from infra.catalog import Catalog
 from infra.instances import INSTANCE_SHAPES, GpuKind
 from infra.naming import LOCAL, PROJECT, StackName
-from infra.stack_config import ClusterConfig, FoundationConfig, LayerConfig, ServingConfig
+from infra.stack_config import ClusterConfig, EdgeConfig, FoundationConfig, LayerConfig, ServingConfig
 from infra.stack_config.serving import HOST_IMAGE
 
 
@@ -27,6 +27,8 @@ def faults_of(stack: StackName, catalog: Catalog, config: LayerConfig, cluster: 
     match config:
         case FoundationConfig():
             return list(_duties(stack, catalog, config))
+        case EdgeConfig():
+            return list(_switched_regions(stack, catalog, config))
         case ClusterConfig():
             return [*_zones(stack, catalog, config), *_support(stack, config, today)]
         case ServingConfig():
@@ -53,6 +55,16 @@ def _duties(stack: StackName, catalog: Catalog, config: FoundationConfig) -> Ite
                     f"{_key(stack, f'duties.{duty}')} names {principal}, must be of account {account_id}. Name a role of that"
                     " account, which others may take."
                 )
+
+
+def _switched_regions(stack: StackName, catalog: Catalog, config: EdgeConfig) -> Iterator[str]:
+    """A check for a region that is misspelt would guard nothing, and nobody would see it."""
+    regions = catalog.environments[stack.environment].regions
+    given = config.region_switch.health_check_ids if config.region_switch != "none" else {}
+    for region in sorted(given.keys() - set(regions)):
+        yield (
+            f"{_key(stack, 'region_switch.health_check_ids')} names {region!r}, must be one of {', '.join(regions)}. Correct it."
+        )
 
 
 def _zones(stack: StackName, catalog: Catalog, config: ClusterConfig) -> Iterator[str]:

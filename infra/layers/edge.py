@@ -8,12 +8,13 @@ from infra.components.traffic.accelerator import Accelerator
 from infra.components.traffic.certificates import Certificates
 from infra.components.traffic.firewall import Firewall
 from infra.components.traffic.https_listener import HttpsListener
+from infra.components.traffic.region_switch import RegionSwitch, RegionSwitchArgs
 from infra.components.traffic.regional_records import RegionalRecords, RegionalRecordsArgs
 from infra.config import Program
 from infra.naming import StackName
 from infra.providers import aws_provider
 from infra.stack_config import EdgeConfig
-from infra.stackref import EdgeOutputs, ServingOutputs, export, read
+from infra.stackref import EdgeOutputs, FoundationOutputs, ServingOutputs, export, read
 
 
 def build(program: Program[EdgeConfig]) -> None:
@@ -24,7 +25,9 @@ def build(program: Program[EdgeConfig]) -> None:
     at_home = pulumi.ResourceOptions(provider=providers[environment.home_region])
     serving = {region: read(StackName(stack.environment, "serving", region), ServingOutputs) for region in environment.regions}
 
-    records = RegionalRecords("records", RegionalRecordsArgs(config.domain, codes, serving), stack, at_home)
+    switch = config.region_switch
+    further_checks = switch.health_check_ids if switch != "none" else {}
+    records = RegionalRecords("records", RegionalRecordsArgs(config.domain, codes, serving, further_checks), stack, at_home)
     certificates = Certificates("certificates", records.zone, config.domain, environment.home_region, stack, providers, at_home)
     for region in environment.regions:
         there = pulumi.ResourceOptions(provider=providers[region])
@@ -38,6 +41,17 @@ def build(program: Program[EdgeConfig]) -> None:
                 stack,
                 there,
             )
+    if switch != "none":
+        foundation = read(StackName(stack.environment, "foundation"), FoundationOutputs)
+        args = RegionSwitchArgs(
+            plan=program.names.globally("region-switch"),
+            regions=environment.regions,
+            record=records.api_domain,
+            rto_minutes=switch.rto_minutes,
+            zone=records.zone,
+            boundary_arn=foundation.apply(lambda known: known.permissions_boundary_arn),
+        )
+        RegionSwitch("region-switch", args, stack, at_home)
     further = []
     if config.accelerator == "beside":
         accelerator = Accelerator(

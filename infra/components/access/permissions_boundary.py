@@ -22,7 +22,7 @@ SERVICES = (
     "elasticloadbalancing", "kms", "logs", "pricing", "sqs", "ssm", "ssmmessages", "sts", "wafv2",
 )  # fmt: skip
 """Services whose resources have names that we do not choose, or none."""
-GLOBAL_SERVICES = ("iam", "pricing", "sts")
+GLOBAL_SERVICES = ("iam", "pricing", "route53", "sts")
 """Answered in one region for all."""
 PROTECTIONS = (
     "dynamodb:DeleteBackup",
@@ -82,7 +82,7 @@ def boundary_document(scope: Scope) -> str:
                 iam.secret_arn("*", account, names.secret("*")),
             ],
         ),
-        iam.allow("ReadRoles", ["iam:Get*", "iam:List*"], ["*"]),
+        iam.allow("ReadRolesAndZones", ["iam:Get*", "iam:List*", "route53:Get*", "route53:List*"], ["*"]),
         iam.allow("PassOwnRoles", ["iam:PassRole"], [own_roles]),
         iam.allow(
             "InstanceProfiles",

@@ -37,6 +37,8 @@ class RegionalRecordsArgs:
     domain: str
     codes: Mapping[str, str]
     serving: Mapping[str, pulumi.Output[ServingOutputs]]
+    further_checks: Mapping[str, str]
+    """Ids of health checks made elsewhere that a region must pass as well."""
 
 
 class RegionalRecords(Component):
@@ -89,11 +91,13 @@ class RegionalRecords(Component):
             for survivor in sorted(self._args.serving)
             if survivor != region
         ]
+        children = [check.id for check in (well, *kept)]
+        further = [self._args.further_checks[region]] if region in self._args.further_checks else []
         return aws.route53.HealthCheck(
             self.part(f"health-{region}"),
             type="CALCULATED",
-            child_healthchecks=[check.id for check in (well, *kept)],
-            child_health_threshold=1 + len(kept),
+            child_healthchecks=[*children, *further],
+            child_health_threshold=len(children) + len(further),
             tags=self.tags(Name=f"{self._args.domain} {region}"),
             opts=self.child(),
         )

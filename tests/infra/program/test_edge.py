@@ -12,6 +12,7 @@ from test_new_region import NEW, add_region
 from infra.config import load_catalog
 from infra.embedded.graph import Graph, Resource, tokens_in
 from infra.embedded.recorder import record
+from infra.errors import ConfigError
 from infra.naming import CONTROL_PATH
 
 REGIONS = ("us-east-2", "us-west-2")
@@ -160,6 +161,34 @@ def test_fixed_addresses_are_a_choice_beside_the_name_and_never_before_it(edge: 
     assert {group.inputs["endpointGroupRegion"] for group in groups} == set(REGIONS)
     assert all(group.inputs["endpointConfigurations"][0]["clientIpPreservationEnabled"] for group in groups)
     assert one(chosen, "aws:globalaccelerator/accelerator:Accelerator", "accelerator-accelerator").options.protect
+
+
+def test_a_region_switch_plan_is_a_choice_whose_checks_count_beside_ours() -> None:
+    ids = {EAST: "11111111-1111-1111-1111-111111111111", WEST: "22222222-2222-2222-2222-222222222222"}
+    chosen = record([PROD], overrides={PROD: {"region_switch": {"health_check_ids": ids}}})[PROD]
+    plan = one(chosen, "aws:arcregionswitch/plan:Plan", "region-switch-plan").inputs
+    assert (plan["recoveryApproach"], plan["regions"]) == ("activeActive", list(REGIONS))
+    assert [workflow["workflowTargetAction"] for workflow in plan["workflows"]] == ["activate", "deactivate"]
+    for workflow in plan["workflows"]:
+        (step,) = workflow["steps"]
+        (switched,) = step["route53HealthCheckConfigs"]
+        assert switched["recordName"] == "api.flotilla.example.com"
+        identifiers = {record_set["region"]: record_set["recordSetIdentifier"] for record_set in switched["recordSets"]}
+        assert identifiers == {region: one(chosen, RECORD, f"records-api-{region}").inputs["setIdentifier"] for region in REGIONS}
+    for region, check_id in ids.items():
+        health = one(chosen, CHECK, f"records-health-{region}").inputs
+        assert check_id in health["childHealthchecks"] and health["childHealthThreshold"] == len(health["childHealthchecks"]) == 3
+    role = one(chosen, "aws:iam/role:Role", "region-switch-role")
+    assert "boundary-policy#arn" in role.inputs["permissionsBoundary"]
+
+
+def test_a_check_for_an_unknown_region_is_refused_before_any_resource() -> None:
+    with pytest.raises(ConfigError) as raised:
+        record([PROD], overrides={PROD: {"region_switch": {"health_check_ids": {"us-east-1": "11111111"}}}})
+    assert raised.value.message == (
+        "stacks/Pulumi.prod.edge.yaml: `flotilla:region_switch.health_check_ids` names 'us-east-1', must be one of us-east-2,"
+        " us-west-2. Correct it."
+    )
 
 
 def test_a_third_region_is_watched_by_both_others(stacks_dir: Path) -> None:
