@@ -38,7 +38,6 @@ def faults_of(stack: StackName, catalog: Catalog, config: LayerConfig, cluster: 
                 *_elastic_zones(stack, catalog, config),
                 *(_capacity(stack, catalog, config, cluster) if cluster else ()),
             ]
-    return []
 
 
 def _key(stack: StackName, path: str) -> str:
