@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,8 @@ def build(variant: Variant, work: Path, repository: Path = REPOSITORY) -> Image:
     folder.mkdir(parents=True, exist_ok=True)
     revision, epoch = source_state()
     lower = [_lower_layer(builder, variant, part, work) for part in PARTS]
+    for old in {path for part in PARTS for path in folder.glob(f"{part}-*")} - set(lower):
+        shutil.rmtree(old)
     with tempfile.TemporaryDirectory(dir=folder) as made:
         context = Path(made)
         wheel = tree.make_app(context / "app", epoch, repository)

@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import image_tables as tables
 from containers import Container, config_of, start, unpack, wait_until
 
+from infra.embedded.desired import MARKER
+from infra.embedded.state import State
 from serving.errors import UserError
 from serving.image.build import Image, build, size_table
 from serving.image.builders import choose
@@ -35,14 +37,17 @@ from serving.image.secrets import find_secrets
 from serving.image.tree import REPOSITORY
 from serving.metering.events import UsageClose
 from serving.metering.framing import decode_segment
+from serving.metering.segments import SEALED, list_segments
 
 FLOTILLA = Path(sys.executable).parent / "flotilla"
 IMAGES = REPOSITORY / ".image"
 PORT_OFFSET = 23_000
-ADDRESS = {"engine": "127.77.0.2", "gateway": "127.77.0.3"}
+ENGINE, GATEWAY = "engine-small", "gateway"
+ADDRESS = {ENGINE: "127.77.0.2", GATEWAY: "127.77.0.3"}
 COMPILERS = ("gcc", "cc", "g++", "c++", "cc1", "clang", "tcc", "ld", "as", "make", "rustc", "go", "nvcc", "ptxas", "cicc")
 MANAGERS = ("apt", "apt-get", "dpkg", "pip", "pip3", "uv", "npm")
-CACHES = ("root/.cache", "home/*/.cache", "var/cache/*", "var/lib/apt", "var/lib/dpkg", "tmp/*", "usr/share/doc/*/changelog*")
+CACHES = ("root/", "home/", "tmp/", "var/cache/", "var/lib/apt/", "var/lib/dpkg/", "var/tmp/")
+"""Where installers and people leave files."""
 NUM_STREAMS, STREAM_TOKENS = 4, 24
 """So few that two slow cores finish them within the gateway's time to drain."""
 MAX_REBUILD_S, MAX_REBUILD_MB = 60.0, 20.0
@@ -95,8 +100,8 @@ def contents(root: Path, folder: Path) -> None:
     for what, names in (("compilers", COMPILERS), ("package_managers", MANAGERS)):
         found = sorted(programs & set(names))
         note(f"num_{what}", len(found), not found)
-    caches = [path for pattern in CACHES for path in root.glob(pattern)]
-    note("num_caches", len(caches), not caches)
+    caches = [path for path in files if path.relative_to(root).as_posix().startswith(CACHES)]
+    note("num_cached_files", len(caches), not caches)
     site = root / "opt/flotilla/site"
     tests = [path for path in root.rglob("tests") if path.is_dir()] + list((root / "opt/flotilla/app").rglob("infra"))
     note("num_test_folders", len(tests), not tests and (site / "vllm").is_dir())
@@ -127,8 +132,9 @@ def region(work: Path) -> Iterator[Path]:
         flotilla("down", "--purge")
 
 
-def process_of(module: str, state: Path) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of the region's own process of `module`: what the program declares, made concrete."""
+def process_of(workload: str, container: str, state: Path) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of the region's own process of that container: what the program declares, made concrete."""
+    of = re.compile(rf"{State(state).tag}/[a-z0-9-]+\.[a-z]+\.{workload}-[a-z0-9-]+/{container}")
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -137,9 +143,9 @@ def process_of(module: str, state: Path) -> tuple[list[str], dict[str, str]]:
             except OSError:
                 continue
             environment = dict(item.partition("=")[::2] for item in environ)
-            if command[1:3] == ["-m", module] and environment.get("FLOTILLA_CONTAINER", "").startswith(str(state)):
+            if command[1:2] == ["-m"] and command[2].startswith("serving.") and of.fullmatch(environment.get(MARKER, "")):
                 return command[1:], environment
-    raise AssertionError(f"no process of {module} runs below {state}")
+    raise AssertionError(f"no process of {workload}/{container} runs below {state}")
 
 
 class Pods:
@@ -148,33 +154,38 @@ class Pods:
     def __init__(self, root: Path, layout: Path, work: Path, state: Path) -> None:
         self.root, self.work, self.state = root, work, state
         self.image_env = dict(item.partition("=")[::2] for item in config_of(layout)["Env"])  # type: ignore[attr-defined]
-        self.journal = work / "pod/journal"
-        self.endpoints = work / "pod/endpoints"
+        self.journal, self.cache, self.endpoints = (work / "pod" / name for name in ("journal", "cache", "endpoints"))
+        self.endpoints.mkdir(parents=True)
 
-    def start(self, name: str, module: str, address: str, **further: str) -> Container:
-        command, theirs = process_of(module, self.state)
-        ours = {key: value for key, value in theirs.items() if key.startswith(("FLOTILLA_", "AWS_", "VLLM_", "HF_", "DO_NOT"))}
-        ours |= {"FLOTILLA_POD_IP": address, "FLOTILLA_POD_NAME": name.rpartition("-")[0] or name, **further, **self.image_env}
-        settings = Path(theirs["FLOTILLA_SETTINGS_FILE"]).parent
-        cache = self.work / "pod/cache"
-        writable = [self.journal, cache] if module != "serving.engine" else [cache]
-        if module == "serving.engine":
-            ours |= {"FLOTILLA_MODEL_CACHE_DIR": str(cache), "VLLM_CACHE_ROOT": str(cache / "vllm")}
+    def start(self, workload: str, container: str) -> Container:
+        """The container as the region runs it, but from the image: with paths and an address of its own."""
+        command, theirs = process_of(workload, container, self.state)
+        ours = {key: value for key, value in theirs.items() if key.startswith(("FLOTILLA_", "AWS_", "VLLM_")) and key != MARKER}
+        settings = self.work / "pod/settings" / container
+        # A copy: the region's own is private to its user, as a Secret is to its pod.
+        settings.mkdir(parents=True)
+        settings_file = settings / Path(theirs["FLOTILLA_SETTINGS_FILE"]).name
+        settings_file.write_bytes(Path(theirs["FLOTILLA_SETTINGS_FILE"]).read_bytes())
+        ours |= {"FLOTILLA_SETTINGS_FILE": str(settings_file), "FLOTILLA_POD_IP": ADDRESS[workload]}
+        ours["FLOTILLA_POD_NAME"] = f"{workload}-9"  # the region's own gateway is 0, and names its segments so
+        if workload == ENGINE:
+            writable, readable = [self.cache], [settings]
+            ours |= {"FLOTILLA_MODEL_CACHE_DIR": str(self.cache)}
         else:
+            writable, readable = [self.journal], [settings, self.endpoints]
             ours |= {"FLOTILLA_JOURNAL_DIR": str(self.journal), "FLOTILLA_ENDPOINTS_DIR": str(self.endpoints)}
-        self.endpoints.mkdir(parents=True, exist_ok=True)
-        line = ["python", *command]
+        bundle = self.work / "bundles" / container
         return start(
-            name, self.root, self.work / "bundles" / name, line, ours, writable=writable, readable=[settings, self.endpoints]
+            container, self.root, bundle, ["python", *command], {**ours, **self.image_env}, writable=writable, readable=readable
         )
 
     def point_gateway_at_engine(self) -> None:
-        found = [{"name": "engine-small-0", "address": ADDRESS["engine"], "ready": True}]
+        found = [{"name": f"{ENGINE}-9", "address": ADDRESS[ENGINE], "ready": True}]
         path = self.endpoints / "serving.engine-small.json"
         path.write_text(json.dumps({"ports": {"http": 8000}, "endpoints": found}))
 
     def num_closed(self) -> int:
-        segments = [path for path in self.journal.rglob("*") if path.is_file()]
+        segments = list_segments(self.journal, SEALED)
         records = [record for path in segments for record in decode_segment(path.read_bytes()).records]
         return sum(isinstance(record, UsageClose) for record in records)
 
@@ -185,20 +196,19 @@ def drained(client: openai.OpenAI, container: Container) -> int:
     begun = threading.Semaphore(0)
 
     def stream() -> str | None:
-        pieces = client.chat.completions.create(
-            model="small",
-            messages=prompt,
-            max_tokens=STREAM_TOKENS,
-            stream=True,
-            temperature=0,
-            extra_body={"ignore_eos": True},
-        )
-        reason = None
-        for number, piece in enumerate(pieces):
-            if number == 1:
+        reason, num_pieces = None, 0
+        try:
+            for piece in client.chat.completions.create(
+                model="small", messages=prompt, max_tokens=STREAM_TOKENS, stream=True, temperature=0
+            ):
+                num_pieces += 1
+                if num_pieces == 2:  # the first names the role, and comes before any token
+                    begun.release()
+                if piece.choices:
+                    reason = piece.choices[0].finish_reason
+        finally:
+            if num_pieces < 2:
                 begun.release()
-            if piece.choices:
-                reason = piece.choices[0].finish_reason
         return reason
 
     with ThreadPoolExecutor(NUM_STREAMS) as pool:
@@ -208,7 +218,7 @@ def drained(client: openai.OpenAI, container: Container) -> int:
         container.signal("TERM")
         running = sum(not future.done() for future in futures)
         assert running == NUM_STREAMS, f"only {running} streams were still running: ask for more tokens"
-        return sum(future.result(90) == "length" for future in futures)
+        return sum(future.result(90) in ("length", "stop") for future in futures)
 
 
 def note_cold_start(log: str) -> None:
@@ -234,23 +244,23 @@ def roles(work: Path) -> None:
     with region(work) as state:
         pods = Pods(root, layout, work, state)
         try:
-            engine = pods.start("engine-small-0", "serving.engine", ADDRESS["engine"])
+            engine = pods.start(ENGINE, "engine")
             containers.append(engine)
-            note("engine_ready_s", round(wait_until(f"http://{ADDRESS['engine']}:8001/readyz", engine, 300), 1))
+            note("engine_ready_s", round(wait_until(f"http://{ADDRESS[ENGINE]}:8001/readyz", engine, 300), 1))
             note_cold_start(engine.log.read_text())
             pods.point_gateway_at_engine()
-            gateway = pods.start("gateway-0", "serving.gateway", ADDRESS["gateway"])
-            shipper = pods.start("gateway-0-shipper", "serving.metering.shipper", ADDRESS["gateway"])
+            gateway = pods.start(GATEWAY, "gateway")
+            shipper = pods.start(GATEWAY, "shipper")
             containers += [gateway, shipper]
-            note("gateway_ready_s", round(wait_until(f"http://{ADDRESS['gateway']}:8081/readyz", gateway, 60), 1))
-            wait_until(f"http://{ADDRESS['gateway']}:8082/readyz", shipper, 60)
+            note("gateway_ready_s", round(wait_until(f"http://{ADDRESS[GATEWAY]}:8081/readyz", gateway, 60), 1))
+            wait_until(f"http://{ADDRESS[GATEWAY]}:8082/readyz", shipper, 60)
             asked = gateway.execute("python", "-c", "import os; print(os.getuid()); open('/opt/flotilla/x', 'w')")
             note("runs_as_user_id", asked.stdout.strip(), asked.stdout.strip() == "10001")
             note("root_is_read_only", "Read-only file system" in asked.stderr, "Read-only file system" in asked.stderr)
             healthy = gateway.execute("python", "-m", "serving.health").returncode
             note("health_command_exit_code", healthy, healthy == 0)
             key = json.loads((state / "access.json").read_text())["api_key"]
-            client = openai.OpenAI(base_url=f"http://{ADDRESS['gateway']}:8080/v1", api_key=key, max_retries=0, timeout=120)
+            client = openai.OpenAI(base_url=f"http://{ADDRESS[GATEWAY]}:8080/v1", api_key=key, max_retries=0, timeout=120)
             question: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
             answer = client.chat.completions.create(model="small", messages=question, max_tokens=16, temperature=0)
             said = (answer.choices[0].message.content or "").strip()
@@ -264,7 +274,7 @@ def roles(work: Path) -> None:
             note("shipper_exit_code", code, code == 0)
             closed = pods.num_closed()
             note("requests_recorded", closed, closed == NUM_STREAMS + 1)
-            direct = openai.OpenAI(base_url=f"http://{ADDRESS['engine']}:8000/v1", api_key="-", max_retries=0, timeout=120)
+            direct = openai.OpenAI(base_url=f"http://{ADDRESS[ENGINE]}:8000/v1", api_key="-", max_retries=0, timeout=120)
             num_done = drained(direct, engine)
             note("engine_streams_completed_in_drain", num_done, num_done == NUM_STREAMS)
             code = engine.wait(60)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
 import sys
+import tarfile
 from email.message import Message
 from pathlib import Path
 from typing import get_args
@@ -158,6 +160,42 @@ def test_without_a_builder_one_line_says_what_to_install(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="no image builder is here") as caught:
         builders.choose(tmp_path)
     assert "apt-get install buildah" in caught.value.hint
+
+
+def deb(*files: tuple[str, int]) -> bytes:
+    """A Debian package with regular files of the given modes: an `ar` archive, one of whose members is a tar."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:xz") as tar:
+        for name, mode in files:
+            entry = tarfile.TarInfo(f"./{name}")
+            entry.mode, entry.size = mode, 1
+            tar.addfile(entry, io.BytesIO(b"x"))
+    archive = b"!<arch>\n"
+    for name, body in (("debian-binary", b"2.0"), ("data.tar.xz", content.getvalue())):
+        archive += f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(body):<10}`\n".encode() + body + b"\n" * (len(body) % 2)
+    return archive
+
+
+UNPACKED = [
+    ("a program", "usr/bin/tool", 0o755, "", True),
+    ("a manual", "usr/share/man/man1/tool.1.gz", 0o644, "", False),
+    ("a copyright notice", "usr/share/doc/tool/copyright", 0o644, "", True),
+    ("a changelog", "usr/share/doc/tool/changelog.gz", 0o644, "", False),
+    ("Python's own tests", "usr/lib/python3.11/test/support.py", 0o644, "", False),
+    ("the one file that is wanted", "usr/bin/tool", 0o755, "usr/bin/tool", True),
+    ("another than the one", "usr/bin/other", 0o755, "usr/bin/tool", False),
+    ("a program that would make its user root", "usr/bin/su", 0o4755, "", True),
+]
+
+
+@pytest.mark.parametrize(("file", "mode", "only", "is_there"), [row[1:] for row in UNPACKED], ids=[row[0] for row in UNPACKED])
+def test_of_a_package_only_what_a_container_needs_is_unpacked(
+    tmp_path: Path, file: str, mode: int, only: str, is_there: bool
+) -> None:
+    base._extract(deb((file, mode)), tmp_path, only)
+    assert (tmp_path / file).is_file() == is_there
+    if is_there:
+        assert (tmp_path / file).stat().st_mode & 0o7777 == mode & 0o755, "nobody becomes somebody else"
 
 
 def test_a_package_that_is_not_the_pinned_one_is_refused_and_forgotten(tmp_path: Path) -> None:
