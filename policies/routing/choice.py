@@ -28,8 +28,9 @@ from policies.routing.prefix_index import BLOCK_TOKENS, Chain, PrefixIndex
 from policies.routing.ring import Ring
 
 SLACK = 0.25
-NO_LOAD = 4
-"""So many requests at a replica are never too many."""
+NO_LOAD = 16
+"""So many requests at a replica are never too many: engines batch several times as many, and a bound near the mean of a quiet
+fleet sends prompts away from their cache for nothing."""
 BATCH = 8
 MUCH_SOONER = 2.0
 """Affinity is given up for a replica that has less than half of the work."""

@@ -15,6 +15,7 @@ prefix, which change no choice that matters.
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -48,21 +49,21 @@ class PrefixIndex:
     def __init__(self, max_blocks_per_replica: int = MAX_BLOCKS_PER_REPLICA) -> None:
         self._max_blocks = max_blocks_per_replica
         self._holders: dict[int, int] = {}
-        self._blocks: dict[int, dict[int, None]] = {}
-        """Of each replica, the block used longest ago first."""
+        self._blocks: dict[int, OrderedDict[int, None]] = {}
+        """Of each replica, the block used longest ago first. A plain dict keeps order too, but finding its first key passes over
+        all that were deleted before it: evictions would take longer and longer."""
 
     def add(self, replica: int, chain: Chain) -> None:
         """A prompt is sent to `replica`."""
-        blocks = self._blocks.setdefault(replica, {})
+        blocks = self._blocks.setdefault(replica, OrderedDict())
         for block in reversed(chain):
             if block in blocks:
-                del blocks[block]
+                blocks.move_to_end(block)
             else:
+                blocks[block] = None
                 self._holders[block] = self._holders.get(block, 0) | replica
-            blocks[block] = None
         while len(blocks) > self._max_blocks:
-            oldest = next(iter(blocks))
-            del blocks[oldest]
+            oldest, _ = blocks.popitem(last=False)
             self._leave(oldest, replica)
 
     def forget(self, replica: int) -> None:

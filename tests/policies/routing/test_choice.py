@@ -62,7 +62,7 @@ def test_the_one_that_holds_the_prompt_is_chosen_and_its_part_is_not_counted() -
 
 
 def test_a_holder_with_more_than_its_share_is_not_a_candidate() -> None:
-    # 1.25 x (20 + 0 + 0 + 0 + 1) / 4 = 6.6
+    # 1.25 x (20 + 0 + 0 + 0 + 1) / 4 = 6.6, and 16 are never too many
     gateway = Gateway(fleet(20, 0, 0, 0))
     gateway.index.add(0b0001, chain("abcdef"))
     assert gateway.choose("abcdef").index != 0
