@@ -55,6 +55,7 @@ class Buildah:
     def build(self, recipe: Recipe, layout: Path) -> None:
         """Builds it without a network: all that it needs lies in the folders."""
         command = [*self._command, "build", "--timestamp", str(recipe.epoch), "--format", "oci", "--layers=false", "--pull=never"]
+        command += ["--disable-compression=false"]  # its own default is for its own storage: layers would be pulled uncompressed
         command += [part for name, value in sorted(recipe.arguments.items()) for part in ("--build-arg", f"{name}={value}")]
         told = ["--file", str(recipe.containerfile), str(recipe.context)]
         if self.name == "buildah":  # straight into the layout; through its own storage, gigabytes are written twice more
@@ -133,6 +134,9 @@ def graft(
 
     How the image starts is what `upper` says, and `further`. Blobs are linked, not copied or compressed again: for gigabytes that
     is the difference between a second and minutes.
+
+    Raises:
+        UserError: a layer is not compressed.
     """
     blobs = layout / "blobs/sha256"
     shutil.rmtree(layout, ignore_errors=True)
@@ -147,6 +151,10 @@ def graft(
         diff_ids += part_config["rootfs"]["diff_ids"]
         history += part_config.get("history", ())
         for layer in part["layers"]:
+            if not layer["mediaType"].endswith("gzip"):
+                raise UserError(
+                    f"a layer is {layer['mediaType']}, must be gzip: nodes would pull it whole", "use another builder"
+                )
             name = layer["digest"].removeprefix("sha256:")
             if not (blobs / name).exists():
                 os.link(source / "blobs/sha256" / name, blobs / name)

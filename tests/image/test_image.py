@@ -125,7 +125,10 @@ def test_two_descriptions_of_one_content_are_the_same_bytes() -> None:
     assert json.loads(document)["metadata"]["timestamp"] == "2023-11-14T22:13:20Z"
 
 
-def layout(folder: Path, content: bytes, config: dict[str, object]) -> Path:
+GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+def layout(folder: Path, content: bytes, config: dict[str, object], media_type: str = GZIP) -> Path:
     """An OCI layout of one layer."""
     blobs = folder / "blobs/sha256"
     blobs.mkdir(parents=True)
@@ -135,7 +138,7 @@ def layout(folder: Path, content: bytes, config: dict[str, object]) -> Path:
         (blobs / name).write_bytes(document)
         return {"digest": f"sha256:{name}", "size": len(document)}
 
-    layer = blob(content)
+    layer = {**blob(content), "mediaType": media_type}
     whole = {"config": config, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{content.hex()}"]}, "history": [{}]}
     manifest = {"schemaVersion": 2, "config": blob(json.dumps(whole).encode()), "layers": [layer]}
     (folder / "index.json").write_text(json.dumps({"manifests": [blob(json.dumps(manifest).encode())]}))
@@ -153,6 +156,13 @@ def test_an_image_grafted_onto_another_has_both_layers_and_starts_as_the_upper_s
     assert config["rootfs"]["diff_ids"] == ["sha256:6c6f776572", "sha256:7570706572"]
     assert all((tmp_path / "both/blobs" / layer.digest.replace(":", "/")).is_file() for layer in layers)
     assert graft([lower], upper, tmp_path / "again", {"StopSignal": "SIGTERM"})[0] == digest
+
+
+def test_a_layer_that_nodes_would_pull_uncompressed_is_refused(tmp_path: Path) -> None:
+    lower = layout(tmp_path / "lower", b"lower", {}, GZIP.removesuffix("+gzip"))
+    upper = layout(tmp_path / "upper", b"upper", {})
+    with pytest.raises(UserError, match="must be gzip"):
+        graft([lower], upper, tmp_path / "both")
 
 
 def test_without_a_builder_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
