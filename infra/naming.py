@@ -51,6 +51,9 @@ JOURNAL_STORAGE = f"{PROJECT}-journals"
 IMAGE_REPOSITORY = "serving"
 """The registry's repository of serving images, gateways' and engines', in every region."""
 
+LOAD_BALANCER = "api"
+"""Ends the name of a region's load balancer and of its target group."""
+
 CONTROL_PATH = "/controls"
 """Where a gateway tells health checks whether another region has been evacuated: `/controls/<region>`."""
 

@@ -12,9 +12,12 @@ from datetime import date
 from infra import versions
 from infra.catalog import Catalog
 from infra.instances import INSTANCE_SHAPES, GpuKind
-from infra.naming import LOCAL, PROJECT, StackName
+from infra.naming import LOAD_BALANCER, LOCAL, PROJECT, StackName
 from infra.stack_config import ClusterConfig, EdgeConfig, FoundationConfig, LayerConfig, ServingConfig
 from infra.stack_config.serving import HOST_IMAGE
+
+MAX_LOAD_BALANCER_NAME = 32
+"""Characters (Elastic Load Balancing, read November 2026)."""
 
 
 def stack_file_name(stack: StackName) -> str:
@@ -35,6 +38,7 @@ def faults_of(stack: StackName, catalog: Catalog, config: LayerConfig, cluster: 
             return [
                 *_classes(stack, catalog, config),
                 *_host_only(stack, catalog, config),
+                *_name_fits(stack, catalog),
                 *_elastic_zones(stack, catalog, config),
                 *(_capacity(stack, catalog, config, cluster) if cluster else ()),
             ]
@@ -133,6 +137,20 @@ def _host_only(stack: StackName, catalog: Catalog, config: ServingConfig) -> Ite
                 f"{_key(stack, f'engines.{model_class}')} would serve {name}, a twin, which only {LOCAL} may. Give"
                 f" `environments.{stack.environment}.models.{model_class}` a model."
             )
+    if not config.load_balancer.deregistration_s:
+        yield (
+            f"{_key(stack, 'load_balancer.deregistration_s')} is 0, so that each rollout cuts streams; only {LOCAL} has no load"
+            " balancer before its gateways. Give the seconds that a stream has to finish."
+        )
+
+
+def _name_fits(stack: StackName, catalog: Catalog) -> Iterator[str]:
+    name = catalog.names(stack.environment).regionally(catalog.regions[stack.region].code, LOAD_BALANCER)
+    if len(name) > MAX_LOAD_BALANCER_NAME:
+        yield (
+            f"stacks/catalog.yaml: `name_prefix` makes {name!r} the name of a load balancer in {stack}, {len(name)} characters;"
+            f" must be at most {MAX_LOAD_BALANCER_NAME}. Shorten it, or the environment's name."
+        )
 
 
 def _capacity(stack: StackName, catalog: Catalog, config: ServingConfig, cluster: ClusterConfig) -> Iterator[str]:

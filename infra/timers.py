@@ -94,3 +94,6 @@ STARTUP = Probe("/livez", period_s=1, timeout_s=3, failures=60)
 """Processes answer /livez within a second of their start, loaded or not; a loading engine is live and not ready."""
 READINESS = Probe("/readyz", period_s=1, timeout_s=3, failures=2)
 LIVENESS = Probe("/livez", period_s=5, timeout_s=3, failures=3)
+ALB_HEALTH = Probe("/health", period_s=10, timeout_s=5, failures=3)
+"""The load balancer's own, a gateway's view of whether traffic should come. Slower than readiness, by which Kubernetes takes a
+gateway out: it is for what Kubernetes cannot see, such as a broken path between load balancer and pod."""

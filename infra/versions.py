@@ -72,3 +72,39 @@ class Chart:
     """Of the OCI artefact or archive where it is known."""
     note: str
     """What it must agree with."""
+
+
+KARPENTER = Chart(
+    "karpenter",
+    "1.14.1",
+    "oci://public.ecr.aws/karpenter/karpenter",
+    None,
+    "Kubernetes up to 1.36; its definitions of NodePool and EC2NodeClass are those that tests apply ours to.",
+)
+LOAD_BALANCER_CONTROLLER = Chart(
+    "aws-load-balancer-controller",
+    "3.5.0",
+    "https://aws.github.io/eks-charts",
+    "sha256:45051f634b33e10baccb3354d0681b7de787c60445e599fa276e0c9aedd4ccd5",
+    "Controller of the same version.",
+)
+KEDA = Chart("keda", "2.21.0", "https://kedacore.github.io/charts", None, "Operator of the same version.")
+DEVICE_PLUGIN = Chart(
+    "nvidia-device-plugin",
+    "0.19.3",
+    "https://nvidia.github.io/k8s-device-plugin",
+    "sha256:8f01067500e712508fe55fe060b6f895814dc7efc1cb96323db2ce4f777f6e96",
+    "AL2023's NVIDIA image has the driver and the toolkit, and no plugin.",
+)
+DCGM_EXPORTER = Chart(
+    "dcgm-exporter", "4.8.3", "https://nvidia.github.io/dcgm-exporter/helm-charts", None, "Driver 525 or later."
+)
+PROMETHEUS = Chart(
+    "kube-prometheus-stack",
+    "88.4.0",
+    "https://prometheus-community.github.io/helm-charts",
+    None,
+    "Prometheus operator 0.93.",
+)
+CHARTS = (KARPENTER, LOAD_BALANCER_CONTROLLER, KEDA, DEVICE_PLUGIN, DCGM_EXPORTER, PROMETHEUS)
+"""All of them, as public configurations of live clusters have them, read November 2026; a digest where one had the archive's."""

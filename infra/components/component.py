@@ -23,6 +23,7 @@ class Component(pulumi.ComponentResource):
         super().__init__(f"{PROJECT}:{kind}", name, None, options)
         self.stack = stack
         self._name = name
+        self._after = _resources(opts)
 
     def part(self, what: str) -> str:
         """Logical name of a child. URNs hold the types of a resource's ancestors but not their names, so the name must."""
@@ -40,7 +41,21 @@ class Component(pulumi.ComponentResource):
         depends_on: Sequence[pulumi.Resource] = (),
         ignore_changes: Sequence[str] = (),
     ) -> pulumi.ResourceOptions:
-        """Options of a child; its provider is the component's unless given."""
+        """Options of a child; its provider is the component's unless given.
+
+        It waits for what the component waits for: the SDK hands a component's provider down to its children, and not what it
+        depends on, so that pods would race their namespace.
+        """
         return pulumi.ResourceOptions(
-            parent=self, provider=provider, protect=protect, depends_on=list(depends_on), ignore_changes=list(ignore_changes)
+            parent=self,
+            provider=provider,
+            protect=protect,
+            depends_on=[*self._after, *depends_on],
+            ignore_changes=list(ignore_changes),
         )
+
+
+def _resources(opts: pulumi.ResourceOptions | None) -> list[pulumi.Resource]:
+    """What `opts` depends on; the program gives lists of resources, and nothing that is known only later."""
+    given = opts.depends_on if opts else None
+    return [item for item in given if isinstance(item, pulumi.Resource)] if isinstance(given, Sequence) else []

@@ -14,7 +14,6 @@ from typing import Any
 
 import pulumi
 from pulumi import _types
-from pulumi_kubernetes.apiextensions import CustomResource
 
 from infra.embedded.graph import Secret, token
 
@@ -107,7 +106,7 @@ def has_class(resource_type: str) -> bool:
 
 @functools.cache
 def class_of(resource_type: str) -> type:
-    """The class whose `pulumi_type` is `resource_type`. Kinds that Kubernetes learns from a definition share `CustomResource`.
+    """The class whose `pulumi_type` is `resource_type`.
 
     Raises:
         UnknownTypeError: no program has imported it.
@@ -118,6 +117,4 @@ def class_of(resource_type: str) -> type:
         if candidate.__dict__.get("pulumi_type") == resource_type:
             return candidate
         pending.extend(candidate.__subclasses__())
-    if resource_type.startswith(KUBERNETES):
-        return CustomResource
     raise UnknownTypeError(f"{resource_type}: no imported resource class has this type")

@@ -22,6 +22,7 @@ from infra.embedded.aws_resources import REALISERS, Declared, Outcome, UnknownPr
 from infra.embedded.desired import Action, Container, Probe, Template, Workload
 from infra.embedded.graph import TOKEN, Graph, Resource, substitute
 from infra.embedded.manifests import REALISED_TYPES
+from infra.embedded.replacements import CHART
 from serving.errors import UserError
 
 INFRASTRUCTURE = "infrastructure"
@@ -96,16 +97,21 @@ def realise_stack(
                 raise UserError(f"{resource.urn}: property `{error.args[0]}` is missing", "declare it") from error
             except (botocore.exceptions.ClientError, botocore.exceptions.ParamValidationError) as error:
                 raise UserError(f"{resource.urn}: {error}".replace("\n", " "), "correct that property") from error
-        elif resource.custom and not resource.type.startswith("pulumi:") and resource.type not in REALISED_TYPES:
+        elif _is_made(resource) and resource.type not in REALISED_TYPES:
             realised.recorded_only[resource.type] += 1
 
 
 def record_only(graphs: Iterable[Graph], realised: Realised) -> None:
     """Counts every resource of `graphs` as recorded only."""
     for graph in graphs:
-        kept = [resource for resource in graph.resources if resource.custom and not resource.type.startswith("pulumi:")]
+        kept = [resource for resource in graph.resources if _is_made(resource)]
         realised.recorded_only.update(resource.type for resource in kept)
         realised.declared.update((resource.urn, resource) for resource in graph.resources)
+
+
+def _is_made(resource: Resource) -> bool:
+    """Whether a provider makes it; a chart is a component, and made all the same."""
+    return resource.type == CHART or (resource.custom and not resource.type.startswith("pulumi:"))
 
 
 def _realise_cache(resource: Resource, region: str, address: str, realised: Realised) -> None:

@@ -38,8 +38,8 @@ from serving.process import Server, configure_logs, refuse
 from serving.settings import GatewaySettings, SettingsError, load
 
 HTTP_PORT, OPS_PORT = 8080, 8081
-KEEP_ALIVE_S = 75
-"""Longer than a load balancer keeps an idle connection (ALB: 60 s), so that it never sends into one that we are closing."""
+KEEP_ALIVE_S = 640
+"""Longer than the load balancer keeps an idle connection (620 s), so that it never sends into one that we are closing."""
 BACKLOG = 4096
 GC_AFTER_ALLOCATIONS = 20_000
 """Net allocations until the youngest generation is collected (Python: 700, which is several times a request)."""

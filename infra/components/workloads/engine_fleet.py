@@ -1,7 +1,10 @@
-"""The engines of one model class in a region: a supervisor and stock vLLM in each pod.
+"""A fleet of engines: a supervisor and stock vLLM in each pod. `EngineService` is what the fleets of a class are reached by.
 
 Engines hold nothing that lasts: weights come from the region's bucket, verified, and any engine may die at any time. A rollout
 takes one engine away before it adds the next: GPUs for both at once are rarely there.
+
+`pulumi up` does not wait for a rollout: engines come up one after the other, in minutes each, and on a first day there is no
+release yet that they could fetch. The gateways' count of ready engines tells how far it is.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ from dataclasses import dataclass
 import pulumi
 from pulumi_kubernetes.apps import v1 as apps
 from pulumi_kubernetes.core import v1 as core
-from pulumi_kubernetes.policy import v1 as policy
 
 from infra import timers
 from infra.catalog import Model
 from infra.components.component import Component
 from infra.components.workloads import pods
-from infra.naming import ENGINE, StackName
+from infra.components.workloads.fleets import Fleet
+from infra.components.workloads.scaled_object import ScaledObjectArgs, Trigger, scaled_object
+from infra.naming import ENGINE, PROJECT, StackName
+from infra.scheduling import gpu_affinity, gpu_tolerations
 from infra.stack_config.serving import EngineConfig
 from infra.timers import Stop
 from serving.settings import ModelClass
@@ -26,58 +31,76 @@ from serving.settings import ModelClass
 HTTP_PORT, OPS_PORT = 8000, 8001
 SETTINGS_FILE = "engine.json"
 CACHE_DIR = "/var/cache/flotilla"
+SHARED_MEMORY_GIB = 8
+"""For tensor-parallel workers, which talk through it; a container's default is 64 MiB. It counts as the container's memory."""
 QUIET_ENGINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """An engine asks nobody for weights and reports to nobody."""
+SERVICE_LABEL = f"{PROJECT}.dev/service"
+"""Label of an engine's pod: the Service that it answers for."""
+MAX_REPLICAS = f"{PROJECT}.dev/max-replicas"
+"""Annotation of a fleet whose size nothing here decides: how large its owner may make it."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many engines a fleet has: from `minimum` to `maximum`, as `trigger` asks."""
+
+    minimum: int
+    maximum: int
+    trigger: Trigger | None
+    """None leaves the number to somebody else once the fleet is there."""
 
 
 @dataclass(frozen=True)
 class EngineFleetArgs:
     """`settings` is an EngineSettings document as JSON."""
 
-    model_class: ModelClass
+    fleet: Fleet
     model: Model
     config: EngineConfig
+    size: Size
     image: pulumi.Input[str]
     settings: pulumi.Input[str]
     priority_class: str
     stop: Stop
 
 
-class EngineFleet(Component):
-    """Deployment, settings, headless Service and disruption budget of a class's engines."""
+class EngineService(Component):
+    """The headless Service of one or several fleets."""
 
-    def __init__(self, name: str, args: EngineFleetArgs, stack: StackName, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("workloads:EngineFleet", name, stack, opts)
-        self._args = args
-        self.service = self._fleet = fleet_name(args.model_class)
-        self._labels = pods.labels(stack, ENGINE, self._fleet, model_class=args.model_class)
-        settings = pods.settings_map(f"{self._fleet}-settings", SETTINGS_FILE, args.settings, self._labels, self.child())
-        self._create_service()
-        policy.PodDisruptionBudget(
-            self._fleet,
-            metadata=pods.metadata(self._fleet, self._labels),
-            spec={
-                "max_unavailable": 1,
-                "selector": {"match_labels": pods.selector(self._fleet)},
-                "unhealthy_pod_eviction_policy": "AlwaysAllow",
-            },
-            opts=self.child(),
-        )
-        self._create_pods([settings, *self._create_claim()])
-        self.register_outputs({})
-
-    def _create_service(self) -> None:
+    def __init__(self, name: str, model_class: ModelClass, stack: StackName, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("workloads:EngineService", name, stack, opts)
         core.Service(
-            self._fleet,
-            metadata=pods.metadata(self._fleet, self._labels),
+            name,
+            metadata=pods.metadata(name, pods.labels(stack, ENGINE, name, model_class=model_class)),
             spec={
                 # Headless: the gateway must know each engine to route by prefix and load, so no proxy may choose for it.
                 "cluster_ip": "None",
-                "selector": pods.selector(self._fleet),
+                "selector": {SERVICE_LABEL: name},
                 "ports": [{"name": "http", "port": HTTP_PORT, "target_port": "http", "protocol": "TCP"}],
             },
             opts=self.child(),
         )
+        self.register_outputs({})
+
+
+class EngineFleet(Component):
+    """Deployment, settings, disruption budget and autoscaling of a fleet."""
+
+    def __init__(self, name: str, args: EngineFleetArgs, stack: StackName, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("workloads:EngineFleet", name, stack, opts)
+        self._args = args
+        fleet, size = args.fleet, args.size
+        self._labels = pods.labels(
+            stack, ENGINE, fleet.name, model_class=fleet.model_class, fleet=str(fleet.kind), service=fleet.service
+        )
+        settings = pods.settings_map(f"{fleet.name}-settings", SETTINGS_FILE, args.settings, self._labels, self.child())
+        pods.budget(fleet.name, fleet.max_unavailable, self._labels, self.child())
+        workload = self._create_pods([settings, *self._create_claim()])
+        if size.trigger and size.maximum > size.minimum:
+            scaling = ScaledObjectArgs("Deployment", fleet.name, size.minimum, size.maximum, [size.trigger])
+            scaled_object(scaling, self._labels, self.child(depends_on=[workload]))
+        self.register_outputs({})
 
     def _create_claim(self) -> list[pulumi.Resource]:
         if self._args.config.model_cache != "claim":
@@ -96,32 +119,41 @@ class EngineFleet(Component):
 
     @property
     def _claim(self) -> str:
-        return f"{self._fleet}-model-cache"
+        return f"{self._args.fleet.name}-model-cache"
 
-    def _create_pods(self, needs: list[pulumi.Resource]) -> None:
-        apps.Deployment(
-            self._fleet,
-            metadata=pods.metadata(self._fleet, self._labels),
-            spec={
-                "replicas": self._args.config.min_replicas,
-                "selector": {"match_labels": pods.selector(self._fleet)},
-                "strategy": {"type": "RollingUpdate", "rolling_update": {"max_surge": 0, "max_unavailable": 1}},
-                "template": {
-                    "metadata": {"labels": self._labels, "annotations": {pods.DIGEST: pods.digest(self._args.settings)}},
-                    "spec": self._pod(),
-                },
+    def _create_pods(self, needs: list[pulumi.Resource]) -> apps.Deployment:
+        fleet, size = self._args.fleet, self._args.size
+        annotations = {pods.SKIP_AWAIT: "true"}
+        ignored: list[str] = []
+        spec: apps.DeploymentSpecArgsDict = {
+            "selector": {"match_labels": pods.selector(fleet.name)},
+            "strategy": {"type": "RollingUpdate", "rolling_update": {"max_surge": 0, "max_unavailable": 1}},
+            "template": {
+                "metadata": {"labels": self._labels, "annotations": {pods.DIGEST: pods.digest(self._args.settings)}},
+                "spec": self._pod(),
             },
-            opts=self.child(depends_on=needs),
+        }
+        if size.maximum == size.minimum:
+            spec["replicas"] = size.minimum
+        elif size.trigger is None:
+            spec["replicas"] = size.minimum
+            ignored.append("spec.replicas")
+            annotations[MAX_REPLICAS] = str(size.maximum)
+        return apps.Deployment(
+            fleet.name,
+            metadata=pods.metadata(fleet.name, self._labels, annotations),
+            spec=spec,
+            opts=self.child(depends_on=needs, ignore_changes=ignored),
         )
 
     def _pod(self) -> core.PodSpecArgsDict:
-        config = self._args.config
+        config, fleet, gpus = self._args.config, self._args.fleet, self._args.model.gpus
         cache: core.VolumeArgsDict = (
             {"name": "model-cache", "persistent_volume_claim": {"claim_name": self._claim}}
             if config.model_cache == "claim"
-            else {"name": "model-cache", "empty_dir": {"size_limit": f"{config.model_cache_gib}Gi"}}
+            else pods.scratch("model-cache", config.model_cache_gib)
         )
-        return {
+        pod: core.PodSpecArgsDict = {
             "service_account_name": ENGINE,
             "automount_service_account_token": False,
             "priority_class_name": self._args.priority_class,
@@ -129,13 +161,16 @@ class EngineFleet(Component):
             "termination_grace_period_seconds": self._args.stop.grace_s,
             "containers": [self._container()],
             "volumes": [
-                {"name": "settings", "config_map": {"name": f"{self._fleet}-settings"}},
+                {"name": "settings", "config_map": {"name": f"{fleet.name}-settings"}},
                 cache,
-                {"name": "tmp", "empty_dir": {}},
-                # Tensor-parallel workers talk through shared memory; a container's default of 64 MiB is too little.
-                {"name": "shm", "empty_dir": {"medium": "Memory"}},
+                pods.scratch("tmp", pods.TMP_GIB),
+                {"name": "shm", "empty_dir": {"medium": "Memory", "size_limit": f"{SHARED_MEMORY_GIB}Gi"}},
             ],
         }
+        if gpus:
+            pod["affinity"] = gpu_affinity(gpus.kind, fleet.capacities)
+            pod["tolerations"] = gpu_tolerations(fleet.capacities)
+        return pod
 
     def _container(self) -> core.ContainerArgsDict:
         model, config = self._args.model, self._args.config
@@ -145,6 +180,8 @@ class EngineFleet(Component):
             **QUIET_ENGINE,
             **model.engine_env,
         }
+        cache_gib = config.model_cache_gib if config.model_cache == "node" else 0
+        num_gpus = model.gpus.count if model.gpus else 0
         return {
             "name": "engine",
             "image": self._args.image,
@@ -155,7 +192,7 @@ class EngineFleet(Component):
                 {"name": "http", "container_port": HTTP_PORT, "protocol": "TCP"},
                 {"name": "ops", "container_port": OPS_PORT, "protocol": "TCP"},
             ],
-            "resources": pods.resources(config.resources, pods.TMP_GIB + pods.LOGS_GIB, model.gpus.count if model.gpus else 0),
+            "resources": pods.resources(config.resources, cache_gib + pods.TMP_GIB + pods.LOGS_GIB, num_gpus),
             "security_context": pods.CONTAINER_SECURITY,
             "startup_probe": pods.probe(timers.STARTUP, "ops"),
             "readiness_probe": pods.probe(timers.READINESS, "ops"),
@@ -167,8 +204,3 @@ class EngineFleet(Component):
                 {"name": "shm", "mount_path": "/dev/shm"},  # noqa: S108 (the pod's own)
             ],
         }
-
-
-def fleet_name(model_class: ModelClass) -> str:
-    """Name of the Deployment, the Service and the pods' label of a class."""
-    return f"{ENGINE}-{model_class}"

@@ -5,13 +5,15 @@ is at its maximum, overflow takes what is left. It shrinks in the reverse order 
 
     work 500, 32 an engine, base at most 12:  base ceil(500 / 32) = 16, cut to 12;  overflow ceil((500 - 12 × 32) / 32) = 4
 
-Batch engines are not scaled: nothing measures how much batch work waits.
+Batch engines are not scaled, since nothing measures how much batch work waits: they begin at 0, and whoever runs batches says how
+many there are, up to `batch_max_replicas`.
 """
 
 from __future__ import annotations
 
 from infra.catalog import Model
-from infra.components.workloads.fleets import INTERACTIVE
+from infra.components.workloads.engine_fleet import Size
+from infra.components.workloads.fleets import INTERACTIVE, Fleet, FleetKind
 from infra.components.workloads.scaled_object import Trigger
 from infra.stack_config.serving import EngineConfig
 from serving.settings import ModelClass
@@ -31,6 +33,18 @@ def target_in_flight(model: Model, config: EngineConfig) -> int:
         return config.target_in_flight
     at_once = int(model.engine_args.get("max_num_seqs", model.max_in_flight_per_engine))
     return max(1, round(at_once * TARGET_SHARE))
+
+
+def fleet_sizes(model_class: ModelClass, model: Model, config: EngineConfig) -> dict[Fleet, Size]:
+    """The fleets of a class, and how many engines each has. A fleet that may have none is not there."""
+    target = target_in_flight(model, config)
+    overflow = overflow_trigger(model_class, target, config.max_replicas)
+    sizes = {
+        FleetKind.BASE: Size(config.min_replicas, config.max_replicas, base_trigger(model_class, target)),
+        FleetKind.OVERFLOW: Size(0, config.overflow_max_replicas, overflow),
+        FleetKind.BATCH: Size(0, config.batch_max_replicas, None),
+    }
+    return {Fleet(model_class, kind): size for kind, size in sizes.items() if size.maximum}
 
 
 def base_trigger(model_class: ModelClass, target: int) -> Trigger:

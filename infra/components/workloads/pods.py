@@ -19,6 +19,8 @@ from infra.naming import NAMESPACE, PROJECT, StackName
 from infra.scheduling import GPU_RESOURCE
 from infra.stack_config.serving import Resources
 
+SKIP_AWAIT = "pulumi.com/skipAwait"
+"""Annotation by which `pulumi up` does not wait until a workload is ready."""
 USER_ID = 10001
 TMP = "/tmp"  # noqa: S108 (the pod's own)
 TMP_GIB = 4

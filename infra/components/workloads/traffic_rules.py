@@ -14,12 +14,13 @@ from pulumi_kubernetes.networking import v1 as networking
 
 from infra.components.component import Component
 from infra.components.workloads import engine_fleet, gateway_fleet, pods
-from infra.naming import ENGINE, GATEWAY, PROJECT, StackName
+from infra.naming import ENGINE, GATEWAY, MONITORING, PROJECT, StackName
 
 POD_IDENTITY_AGENT = "169.254.170.23/32"
 """Where EKS Pod Identity gives pods their credentials (AWS documentation, read November 2026)."""
 LINK_LOCAL = "169.254.0.0/16"
-MONITORING_NAMESPACE = "monitoring"
+PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+"""Labels that the operator gives the server's pods."""
 
 Peer = networking.NetworkPolicyPeerArgsDict
 Port = networking.NetworkPolicyPortArgsDict
@@ -30,11 +31,11 @@ def _tcp(*ports: int) -> list[Port]:
     return [{"port": port, "protocol": "TCP"} for port in ports]
 
 
-def _namespace(name: str, **labels: str) -> Peer:
-    peer: Peer = {"namespace_selector": {"match_labels": {"kubernetes.io/metadata.name": name}}}
-    if labels:
-        peer["pod_selector"] = {"match_labels": {key.replace("_", "-"): value for key, value in labels.items()}}
-    return peer
+def _pods_of(namespace: str, labels: dict[str, str]) -> Peer:
+    return {
+        "namespace_selector": {"match_labels": {"kubernetes.io/metadata.name": namespace}},
+        "pod_selector": {"match_labels": labels},
+    }
 
 
 GATEWAYS = pods.selector(GATEWAY)
@@ -56,7 +57,7 @@ class TrafficRules(Component):
         self._labels = pods.labels(stack, name, name)
         inside: Peer = {"ip_block": {"cidr": vpc_cidr}}
         outside: Peer = {"ip_block": {"cidr": "0.0.0.0/0", "except_": [LINK_LOCAL]}}
-        monitoring = _namespace(MONITORING_NAMESPACE)
+        prometheus = _pods_of(MONITORING, PROMETHEUS)
         self._create("default-deny", {}, "Ingress", [], also="Egress")
         self._create(
             "dns",
@@ -64,7 +65,7 @@ class TrafficRules(Component):
             "Egress",
             [
                 (
-                    [_namespace("kube-system", k8s_app="kube-dns")],
+                    [_pods_of("kube-system", {"k8s-app": "kube-dns"})],
                     [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
                 )
             ],
@@ -76,9 +77,11 @@ class TrafficRules(Component):
             "monitoring-to-gateway",
             GATEWAYS,
             "Ingress",
-            [([monitoring], _tcp(gateway_fleet.OPS_PORT, gateway_fleet.SHIPPER_PORT))],
+            [([prometheus], _tcp(gateway_fleet.OPS_PORT, gateway_fleet.SHIPPER_PORT))],
         )
-        self._create("monitoring-to-engine", ENGINES, "Ingress", [([monitoring], _tcp(engine_fleet.OPS_PORT))])
+        # vLLM's own numbers, by which fleets grow, are on the port that takes requests: so Prometheus alone, not its namespace.
+        engine_ports = _tcp(engine_fleet.HTTP_PORT, engine_fleet.OPS_PORT)
+        self._create("monitoring-to-engine", ENGINES, "Ingress", [([prometheus], engine_ports)])
         engine_port = _tcp(engine_fleet.HTTP_PORT)
         self._create("gateway-to-engine", GATEWAYS, "Egress", [([{"pod_selector": {"match_labels": ENGINES}}], engine_port)])
         self._create("engine-from-gateway", ENGINES, "Ingress", [([{"pod_selector": {"match_labels": GATEWAYS}}], engine_port)])

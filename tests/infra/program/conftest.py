@@ -10,7 +10,7 @@ import pytest
 
 from infra.config import STACKS_DIR
 
-sys.path.insert(0, str(Path(__file__).parent))  # for golden_files, which importlib mode would not find
+sys.path.insert(0, str(Path(__file__).parent))  # for golden_files and workload_support, which importlib mode would not find
 
 
 @pytest.fixture

@@ -209,8 +209,14 @@ def test_what_runs_only_on_this_machine_is_refused_elsewhere(stacks_dir: Path) -
     with pytest.raises(ConfigError) as caught:
         config.load(stack, ServingConfig, config.read_stack_file(stack, stacks_dir), stacks_dir)
     keys = [fault.split("`")[1] for fault in caught.value.message.splitlines()]
-    images = ["flotilla:images.gateway", "flotilla:images.engine"]
-    assert keys == [*images, "flotilla:gateway.host_ports", "flotilla:engines.large", "flotilla:engines.medium"]
+    assert keys == [
+        "flotilla:images.gateway",
+        "flotilla:images.engine",
+        "flotilla:gateway.host_ports",
+        "flotilla:engines.large",
+        "flotilla:engines.medium",
+        "flotilla:load_balancer.deregistration_s",
+    ]
 
 
 PROD_CLUSTER, PROD_SERVING = "prod.cluster.us-east-2", "prod.serving.us-east-2"

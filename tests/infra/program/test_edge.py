@@ -54,7 +54,7 @@ def is_in_rotation(graph: Graph, region: str, answers: Mapping[tuple[str, str], 
 
 
 def well(region: str) -> tuple[str, str]:
-    return (f"{CODES[region]}.flotilla.example.com", "/readyz")
+    return (f"{CODES[region]}.flotilla.example.com", "/health")
 
 
 def evacuated(region: str, by: str) -> tuple[str, str]:

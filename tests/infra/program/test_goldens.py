@@ -27,6 +27,7 @@ from infra.config import load_catalog
 from infra.embedded.graph import TOKEN, Graph, Options, Resource
 from infra.embedded.graph_json import hidden
 from infra.embedded.recorder import environment_stacks
+from infra.embedded.replacements import CHART
 from infra.naming import StackName, parse_stack
 
 CATALOG = load_catalog()
@@ -68,7 +69,7 @@ def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         for index, item in enumerate(value):
             name = item.get("name", index) if isinstance(item, Mapping) else index
-            yield from leaves(f"{path}[{name}]", item)
+            yield from leaves(f"{path}[{shown(name)}]", item)
     else:
         yield path, value
 
@@ -85,9 +86,8 @@ def written(graph: Graph) -> Lines:
     """Every resource in full, and what the stack exports and reads."""
     lines: Lines = {}
     for resource in sorted(graph.resources, key=lambda resource: (resource.type, resource.name)):
-        lines[heading(resource)] = [
-            f"{path}: {shown(value)}" for path, value in leaves("", hidden(resource.inputs)) if resource.custom
-        ]
+        is_made = resource.custom or resource.type == CHART
+        lines[heading(resource)] = [f"{path}: {shown(value)}" for path, value in leaves("", hidden(resource.inputs)) if is_made]
     lines["exports"] = [f"{name}: {shown(value)}" for name, value in leaves("", hidden(graph.outputs))]
     lines["reads"] = list(graph.references)
     return lines

@@ -1,0 +1,1 @@
+"""Controllers that act on AWS or on workloads for us."""

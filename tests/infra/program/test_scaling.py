@@ -1,0 +1,106 @@
+"""How fleets and gateways grow: the rendered numbers, and that the series that are asked for are scraped with those labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+from workload_support import LOCAL, PROD, SCALED_OBJECT, STAGING, containers, labels, named, workloads
+
+from infra.components.workloads.engine_scaling import base_trigger, overflow_trigger, target_in_flight
+from infra.config import load_catalog, read_stack_file
+from infra.embedded.graph import Graph
+from infra.naming import parse_stack
+from infra.stack_config import ServingConfig
+
+POD_MONITOR = "kubernetes:monitoring.coreos.com/v1:PodMonitor"
+
+
+def scaled(graph: Graph) -> dict[str, dict[str, Any]]:
+    return {name: found.inputs["spec"] for name, found in named(graph, SCALED_OBJECT).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "minimum", "maximum", "fallback"),
+    [
+        ("gateway", 6, 60, 6),
+        ("engine-small", 26, 60, 26),  # a floor of 25, and a warm spare
+        ("engine-medium", 16, 30, 16),
+        ("engine-large", 11, 20, 11),
+        ("engine-small-overflow", 0, 24, 1),  # KEDA takes what may be 0 to 0 in an outage, unless its fallback is more
+        ("engine-medium-overflow", 0, 8, 1),
+        ("engine-large-overflow", 0, 4, 1),
+    ],
+)
+def test_sizes_follow_the_stack_file_and_an_outage_of_prometheus_shrinks_nothing(
+    name: str, minimum: int, maximum: int, fallback: int, graphs: dict[str, Graph]
+) -> None:
+    spec = scaled(graphs[PROD])[name]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (minimum, maximum)
+    assert spec["fallback"] == {"failureThreshold": 3, "replicas": fallback, "behavior": "currentReplicasIfHigher"}
+    (trigger,) = spec["triggers"]
+    assert trigger["metadata"]["ignoreNullValues"] == "false" and trigger["metricType"] == "AverageValue"
+    assert "replicas" not in workloads(graphs[PROD])[name].inputs["spec"], "KEDA owns it"
+
+
+def test_a_fixed_size_has_no_autoscaler(graphs: dict[str, Graph]) -> None:
+    for stack, gateways in ((LOCAL, 1), (STAGING, 2)):
+        assert not scaled(graphs[stack])
+        found = {name: each.inputs["spec"]["replicas"] for name, each in workloads(graphs[stack]).items()}
+        assert found.pop("gateway") == gateways and set(found.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("work", "base", "overflow"),
+    [
+        (0, 0, 0),
+        (384, 12, 0),  # 12 × 32: base is exactly full
+        (385, 12, 1),
+        (500, 12, 4),  # ceil((500 - 384) / 32)
+    ],
+)
+def test_overflow_takes_what_base_cannot(work: int, base: int, overflow: int) -> None:
+    """The queries' arithmetic, evaluated: base holds at most 12 engines of 32 requests."""
+    target, most = 32, 12
+    beyond = re.fullmatch(r"clamp_min\((.+) - (\d+), (\d+)\)", overflow_trigger("small", target, most).query)
+    assert beyond and beyond[1] == base_trigger("small", target).query
+    left = max(work - int(beyond[2]), int(beyond[3]))
+    assert min(math.ceil(work / target), most) == base and math.ceil(left / target) == overflow
+
+
+def test_the_target_is_an_eighth_of_a_batch_unless_the_stack_says_otherwise() -> None:
+    config = ServingConfig.model_validate(read_stack_file(parse_stack(PROD)))
+    model, engines = load_catalog().models["qwen2.5-7b-instruct"], config.engines["small"]
+    assert target_in_flight(model, engines) == 32
+    assert target_in_flight(model, engines.model_copy(update={"target_in_flight": 5})) == 5
+
+
+def test_what_scaling_asks_for_is_scraped_with_the_labels_it_asks_by(graphs: dict[str, Graph]) -> None:
+    """`fleet` is a label of pods; a query by it finds nothing unless the scrape carries it over."""
+    graph = graphs[PROD]
+    monitors = {name: found.inputs["spec"] for name, found in named(graph, POD_MONITOR).items()}
+    for workload, container in containers(workloads(graph).values()):
+        role = "gateway" if workload.name == "gateway" else "engine"
+        spec = monitors[role]
+        assert spec["selector"]["matchLabels"].items() <= labels(workload).items()
+        assert spec["namespaceSelector"]["matchNames"] == ["serving"]
+        asked = {endpoint["port"] for endpoint in spec["podMetricsEndpoints"]}
+        assert asked & {port["name"] for port in container["ports"]}
+    added = {rule["targetLabel"]: rule["sourceLabels"] for rule in monitors["engine"]["podMetricsEndpoints"][0]["relabelings"]}
+    assert added["fleet"] == ["__meta_kubernetes_pod_label_flotilla_dev_fleet"]
+    query = scaled(graph)["engine-small"]["triggers"][0]["metadata"]["query"]
+    asked_by = set(re.findall(r"(\w+)=~?\"", query))
+    assert asked_by == {"model_name", "fleet"} and "model_name" not in added, "vLLM's own label must win"
+    fleets = re.search(r'fleet=~"([^"]+)"', query)
+    assert fleets and {
+        labels(workloads(graph)[name])["flotilla.dev/fleet"] for name in ("engine-small", "engine-small-overflow")
+    } == set(fleets[1].split("|"))
+
+
+def test_keda_asks_the_prometheus_that_the_chart_makes(graphs: dict[str, Graph]) -> None:
+    chart = named(graphs[PROD], "kubernetes:helm.sh/v4:Chart")["kube-prometheus-stack"].inputs
+    addresses = {spec["triggers"][0]["metadata"]["serverAddress"] for spec in scaled(graphs[PROD]).values()}
+    assert addresses == {f"http://prometheus-operated.{chart['namespace']}.svc:9090"}
+    assert chart["values"]["prometheus"]["prometheusSpec"]["podMonitorSelectorNilUsesHelmValues"] is False
