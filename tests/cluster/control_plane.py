@@ -11,6 +11,7 @@ nothing outlives a run.
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import time
@@ -28,6 +29,9 @@ START_TIMEOUT_S, STOP_TIMEOUT_S = 60, 10
 SERVICE_CIDR = "172.20.0.0/16"
 """EKS's default."""
 ISSUER = "https://kubernetes.default.svc"
+ADMINISTRATOR = "administrator"
+WITH_US = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
+"""Ends what it starts when the test run is killed, which ends nothing in order; Linux has it."""
 FAKE_NODE = ("kwok.x-k8s.io/node", "fake")
 """Annotation of the nodes that KWOK plays."""
 AUDIT_POLICY = {
@@ -71,7 +75,9 @@ def control_plane(assets: Path, folder: Path) -> Iterator[ControlPlane]:
         RuntimeError: a part did not start; the message ends with its log.
     """
     folder.mkdir(parents=True)
-    plane = ControlPlane(assets, folder, Authority(folder, "kubernetes-ca"), folder / "none", Kube.unconnected())
+    plane = ControlPlane(
+        assets, folder, Authority(folder, "kubernetes-ca"), folder / f"{ADMINISTRATOR}.kubeconfig", Kube.unconnected()
+    )
     try:
         _start_all(plane)
         yield plane
@@ -134,8 +140,7 @@ def _start_all(plane: ControlPlane) -> None:
     process = plane.run(
         "kube-apiserver", _api_server(folder, etcd, port, authority.pair, front_proxy.pair, serving, proxy_client, accounts_key)
     )
-    administrator = _kubeconfig(folder, "administrator", address, authority, "system:masters")
-    plane.kubeconfig = administrator
+    administrator = _kubeconfig(folder, ADMINISTRATOR, address, authority, "system:masters")
     plane.kube = Kube.connect(administrator)
     until(plane.kube.is_ready, process, folder / "kube-apiserver.log")
     plane.kube.install_crds(sorted((plane.assets / "crds").glob("*.yaml")) + sorted(Path(__file__).parent.glob("crds/*.yaml")))
@@ -244,7 +249,7 @@ def _start(
     # Nothing of the caller's environment: a proxy or a KUBECONFIG of his must not reach these.
     variables = {"PATH": "/usr/bin:/bin", "HOME": str(folder), **(environment or {})}
     with (folder / f"{program}.log").open("ab") as log:
-        return subprocess.Popen([str(assets / program), *arguments], cwd=folder, env=variables, stdout=log, stderr=log)
+        return subprocess.Popen([*WITH_US, str(assets / program), *arguments], cwd=folder, env=variables, stdout=log, stderr=log)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

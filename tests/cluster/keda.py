@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from control_plane import HOST, ControlPlane, answers, free_port, until
+from kube import has_condition
 
 NAMESPACE = "keda"
 OPERATOR_NAME = f"keda-operator.{NAMESPACE}.svc.cluster.local"
@@ -114,9 +115,7 @@ def start(plane: ControlPlane, prometheus: PromAnswers) -> None:
     )
 
     def is_available() -> bool:
-        service = plane.kube.get("APIService", METRICS_API, version="apiregistration.k8s.io/v1")
-        conditions = service.get("status", {}).get("conditions", [])
-        return any(condition["type"] == "Available" and condition["status"] == "True" for condition in conditions)
+        return has_condition(plane.kube.get("APIService", METRICS_API, version="apiregistration.k8s.io/v1"), "Available")
 
     until(is_available, operator, plane.folder / "keda-adapter.log")
 

@@ -180,10 +180,7 @@ class Kube:
         return path
 
     def _is_established(self, name: str) -> bool:
-        conditions = (
-            self.get("CustomResourceDefinition", name, version="apiextensions.k8s.io/v1").get("status", {}).get("conditions", [])
-        )
-        return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
+        return has_condition(self.get("CustomResourceDefinition", name, version="apiextensions.k8s.io/v1"), "Established")
 
     def _call(
         self, method: str, path: str, body: Any = None, query: Sequence[tuple[str, str]] = (), content_type: str = ""
@@ -207,6 +204,12 @@ def _refusal(status: int, data: bytes) -> Refusal:
         return Refusal(status, said.get("reason", ""), said.get("message", ""))
     except (ValueError, AttributeError):
         return Refusal(status, "", data.decode(errors="replace"))
+
+
+def has_condition(found: Manifest, kind: str) -> bool:
+    """Whether an object's status says so; one that says nothing yet does not."""
+    conditions = found.get("status", {}).get("conditions") or ()
+    return any(condition["type"] == kind and condition["status"] == "True" for condition in conditions)
 
 
 def eventually(condition: Callable[[], T], what: str, timeout_s: float = 60, hint: Callable[[], str] = str) -> T:

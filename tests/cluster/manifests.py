@@ -7,6 +7,7 @@ that names it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from infra.embedded.graph import Graph, Resource, substitute
 
 PREFIX = "kubernetes:"
+IDENTIFIERS = {"aws:ec2/subnet:Subnet": "subnet", "aws:ec2/securityGroup:SecurityGroup": "sg"}
 CHARTS = ("kubernetes:helm.sh/v4:Chart",)
 
 
@@ -57,5 +59,8 @@ def _objects(graph: Graph) -> Iterator[Resource]:
 
 
 def _unknown(urn: str, name: str) -> str:
-    """Stands for what AWS computes."""
+    """Stands for what AWS computes: for an identifier, which definitions check the form of, one of that form."""
+    kind = "sg" if name.endswith("ecurityGroupId") else IDENTIFIERS.get(urn.rpartition("::")[0].rpartition("$")[2])
+    if kind and (name == "id" or kind == "sg"):
+        return f"{kind}-{hashlib.sha256(urn.encode()).hexdigest()[:17]}"
     return f"{name}-of-{urn.rpartition('::')[2]}"

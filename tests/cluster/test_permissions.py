@@ -151,10 +151,10 @@ def test_a_pod_that_breaks_restricted_is_refused(region: Region, violation: str)
 
 def test_it_is_the_label_of_our_namespace_that_refuses_it(region: Region) -> None:
     """Not a default of this server."""
+    eventually(lambda: region.kube.list("ServiceAccount", "default"), "the other namespace has its account")
     for manifest, _ in VIOLATIONS.values():
         elsewhere = copy.deepcopy(manifest)
         elsewhere["metadata"]["namespace"] = "default"
-        eventually(lambda: region.kube.list("ServiceAccount", "default"), "the namespace has its account")
         region.kube.apply(elsewhere, dry_run=True)
 
 
@@ -169,7 +169,8 @@ def ends(region: Region) -> dict[str, End]:
         AGENT: Outside("169.254.170.23"),
         "a stranger's pod": Pod("default", {"app.kubernetes.io/name": GATEWAY}, _named("default")),
         "a pod of ours that no rule knows": Pod(NAMESPACE, {}, ours),
-        MONITORING: Pod(MONITORING, {}, _named(MONITORING)),
+        PROMETHEUS: Pod(MONITORING, {"app.kubernetes.io/name": "prometheus"}, _named(MONITORING)),
+        "another pod of monitoring": Pod(MONITORING, {"app.kubernetes.io/name": "kube-state-metrics"}, _named(MONITORING)),
         DNS: Pod("kube-system", {"k8s-app": "kube-dns"}, _named("kube-system")),
     }
     for workload in region.declared("Deployment") + region.declared("StatefulSet"):
@@ -183,13 +184,14 @@ def _named(namespace: str) -> dict[str, str]:
     return {"kubernetes.io/metadata.name": namespace}
 
 
-VPC, INTERNET, AGENT, DNS = "a client in the VPC", "the internet", "the credentials agent", "DNS"
+VPC, INTERNET, AGENT, DNS, PROMETHEUS = "a client in the VPC", "the internet", "the credentials agent", "DNS", "Prometheus"
 ANY_OF_OURS = "any pod in our namespace"
 ALLOWED = {
     (VPC, GATEWAY, gateway_fleet.HTTP_PORT),
-    (MONITORING, GATEWAY, gateway_fleet.OPS_PORT),
-    (MONITORING, GATEWAY, gateway_fleet.SHIPPER_PORT),
-    (MONITORING, ENGINE, engine_fleet.OPS_PORT),
+    (PROMETHEUS, GATEWAY, gateway_fleet.OPS_PORT),
+    (PROMETHEUS, GATEWAY, gateway_fleet.SHIPPER_PORT),
+    (PROMETHEUS, ENGINE, engine_fleet.OPS_PORT),
+    (PROMETHEUS, ENGINE, engine_fleet.HTTP_PORT),
     (GATEWAY, ENGINE, engine_fleet.HTTP_PORT),
     (GATEWAY, VPC, CACHE_PORT),
     (ANY_OF_OURS, DNS, 53),

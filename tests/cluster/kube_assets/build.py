@@ -90,8 +90,8 @@ CRD_MODULES = (
     ),
     CrdModule(
         "github.com/prometheus-operator/prometheus-operator",
-        "v0.94.0",
-        "h1:VxMKzqr8Xqw5/QInNT7a3B5XInPnHqE7SD2UIdwKpRM=",
+        "v0.93.0",
+        "h1:AohlYJT+En8TmNpAcEUJ3GsaJTAqfEBwHmGTVpRm/Io=",
         "example/prometheus-operator-crd",
         "*monitors.yaml",
     ),
