@@ -15,6 +15,7 @@ from rich.console import Console
 from infra.embedded import commands as region
 from infra.images import commands as images
 from infra.operations import commands as operations
+from infra.guardrails import commands as guardrails
 from serving.errors import UserError
 from serving.gateway import commands as gateway
 from serving.metering import commands as metering
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 region.register(app)
 operations.register(app)
+guardrails.register(app)
 gateway.register(app)
 metering.register(app)
 models.register(app)

@@ -1,0 +1,1 @@
+"""Where the guardrails of `policies/guardrails` meet stacks: recorded graphs, the command line, Pulumi's policy packs."""

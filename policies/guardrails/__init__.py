@@ -1,0 +1,1 @@
+"""What must hold of everything that the program declares, as plain functions over its resources."""
