@@ -17,14 +17,13 @@ from pydantic import Field
 from infra import config
 from infra.catalog import Catalog
 from infra.documents import parse, raise_all, read_yaml
-from infra.embedded.graph import Graph, Resource, tokens_in
-from infra.embedded.graph_json import hidden
+from infra.embedded.declared import declared
+from infra.embedded.graph import Graph
 from infra.naming import LOCAL, parse_stack
 from infra.stack_config.model import Frozen
 from policies.guardrails.estate import Estate, Scope
 from policies.guardrails.rule import Rule, Verdict, Waiver, judge
 from policies.guardrails.rules import RULES
-from policies.resources import Declared
 
 WAIVERS_NAME = "waivers.yaml"
 MIN_REASON_CHARS = 20
@@ -111,8 +110,7 @@ def load_waivers(stacks_dir: Path = config.STACKS_DIR) -> tuple[Waiver, ...]:
 def estate_of(graph: Graph, catalog: Catalog) -> Estate:
     """The graph as rules see it."""
     scope = scope_of(catalog, parse_stack(graph.stack).environment)
-    owners = {identity: resource.urn for resource in graph.resources if (identity := _identity(resource))}
-    return Estate(graph.stack, tuple(_declared(graph.stack, resource, owners) for resource in graph.resources), scope)
+    return Estate(graph.stack, declared(graph), scope)
 
 
 def scope_of(catalog: Catalog, environment: str) -> Scope:
@@ -120,32 +118,3 @@ def scope_of(catalog: Catalog, environment: str) -> Scope:
     known = catalog.environments[environment]
     others = (region for region in known.regions if region != known.home_region)
     return Scope((known.home_region, *others), is_on_this_machine=environment == LOCAL)
-
-
-def _declared(stack: str, resource: Resource, owners: Mapping[str, str]) -> Declared:
-    return Declared(
-        stack=stack,
-        urn=resource.urn,
-        type=resource.type,
-        name=resource.name,
-        inputs=hidden(resource.inputs),
-        is_custom=resource.custom,
-        is_protected=resource.options.protect,
-        provider=resource.options.provider,
-        references={name: _references(value, resource.urn, owners) for name, value in resource.inputs.items()},
-    )
-
-
-def _references(value: Any, own: str, owners: Mapping[str, str]) -> frozenset[str]:
-    """URNs that a property's value comes from: by token, or by the physical name that the program gave the other resource."""
-    found = {urn for urn, _ in tokens_in(value)}
-    if isinstance(value, str) and value in owners:
-        found.add(owners[value])
-    return frozenset(found - {own})
-
-
-def _identity(resource: Resource) -> str:
-    """The physical name that the program gave it: a bucket's `bucket`, anything else's `name`; empty where AWS chooses."""
-    noun = resource.type.rpartition("/")[2].partition(":")[0]
-    named = resource.inputs.get(noun, resource.inputs.get("name"))
-    return named if resource.custom and isinstance(named, str) and noun in ("bucket", "role", "policy", "repository") else ""

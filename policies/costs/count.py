@@ -1,8 +1,8 @@
 """Counts what a stack buys: resources to lines of a bill, in dollars an hour.
 
-Two sums, never mixed. The *floor* runs whatever happens: clusters, reserved nodes, the on-demand nodes that base engines need beyond
-them, gateways. The *ceiling* is what autoscaling may add up to: pools at their limits. What is billed by use is listed with what it
-depends on, and a type that nobody priced is listed as unpriced; neither is ever counted as nothing.
+Two sums, never mixed. The *floor* runs whatever happens: clusters, reserved nodes, the on-demand nodes that base engines need
+beyond them, gateways. The *ceiling* is what autoscaling may add up to: pools at their limits. What is billed by use is listed
+with what it depends on, and a type that nobody priced is listed as unpriced; neither is ever counted as nothing.
 
 GPU nodes are counted from what engines ask for, since Karpenter makes nodes for pods:
 
@@ -133,7 +133,8 @@ def _always(resource: Declared, resources: Sequence[Declared]) -> Iterator[Bough
 
 def _node_group(group: Declared, _all: Sequence[Declared]) -> Iterator[Bought]:
     number = at(group.inputs, "scalingConfig", "desiredSize") or at(group.inputs, "scalingConfig", "minSize") or 0
-    yield Bought(f"ec2:{_instance_type(group)}", number, "reservations cost their on-demand price, used or not")
+    reserved = "a reservation costs its on-demand price, used or not" if group.at("labels", GPU_LABEL) else ""
+    yield Bought(f"ec2:{_instance_type(group)}", number, reserved)
 
 
 def _endpoint(endpoint: Declared, _all: Sequence[Declared]) -> Iterator[Bought]:
