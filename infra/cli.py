@@ -12,12 +12,12 @@ import sys
 import typer
 from rich.console import Console
 
+from infra.capacity import commands as capacity
 from infra.costs import commands as costs
 from infra.embedded import commands as region
-from infra.images import commands as images
-from infra.operations import commands as operations
 from infra.guardrails import commands as guardrails
 from infra.images import commands as images
+from infra.operations import commands as operations
 from serving.errors import UserError
 from serving.gateway import commands as gateway
 from serving.metering import commands as metering
@@ -35,6 +35,7 @@ region.register(app)
 operations.register(app)
 guardrails.register(app)
 costs.register(app)
+capacity.register(app)
 gateway.register(app)
 metering.register(app)
 models.register(app)

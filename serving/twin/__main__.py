@@ -25,11 +25,11 @@ import msgspec
 import structlog
 import uvloop
 
+from policies.capacity.step_law import PROFILES
 from serving.twin import vocabulary
 from serving.twin.engine import Limits
 from serving.twin.faults import FaultPlan
 from serving.twin.kv_events import EventsConfig
-from serving.twin.timing import PROFILES
 from serving.twin.twin import Twin, TwinConfig
 
 log = structlog.get_logger()

@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from policies.capacity.step_law import StepLaw
 from serving.twin.blocks import Block, BlockPool
 from serving.twin.faults import Fault, FaultKind, Switches
 from serving.twin.generation import Generation
 from serving.twin.kv_events import Event
 from serving.twin.stats import Ended, Stats
 from serving.twin.text import TextSource
-from serving.twin.timing import StepLaw
 
 _MAX_LAG_S = 0.02
 """A loop that is busy for longer than this lets the engine's clock slip; less is caught up with."""

@@ -15,11 +15,11 @@ import aiohttp
 import msgspec
 import pytest
 
+from policies.capacity.step_law import StepLaw
 from serving.twin import vocabulary
 from serving.twin.engine import Limits
 from serving.twin.faults import FaultPlan, Switches
 from serving.twin.kv_events import EventsConfig
-from serving.twin.timing import StepLaw
 from serving.twin.truth import Record
 from serving.twin.twin import Twin, TwinConfig
 from serving.twin.vocabulary import Vocabulary

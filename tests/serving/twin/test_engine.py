@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.twin.timing import PROFILES, StepLaw
+from policies.capacity.step_law import PROFILES, StepLaw
 from tests.serving.twin.conftest import Asker, Start
 
 SLOW = {"law": StepLaw(base_s=0.02, prefill_s_per_token=0, decode_s_per_sequence=0, kv_s_per_token=0), "speed": 1.0}

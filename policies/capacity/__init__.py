@@ -1,0 +1,1 @@
+"""How many engines a demand needs, from how long an engine's steps take."""
