@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.costs.report import CostReport
+from infra.naming import LOCAL
 from policies.costs.prices import HOURS_PER_MONTH
 from serving.errors import UserError
 
@@ -37,7 +38,10 @@ def cost(
     from infra.embedded.against import graphs_at
     from infra.embedded.recorder import environment_stacks, record
 
-    wanted = environment_stacks(env or stack.partition(".")[0])
+    environment = env or stack.partition(".")[0]
+    if environment == LOCAL:
+        raise UserError(f"{LOCAL} runs on this machine and costs nothing", "choose another environment, such as --env staging")
+    wanted = environment_stacks(environment)
     graphs = record(wanted)
     before = graphs_at(against, wanted) if against else None
     report = cost_of(graphs, load_prices(), before, against)

@@ -11,6 +11,7 @@ from infra.documents import parse, raise_all, read_yaml
 from infra.embedded.declared import declared
 from infra.embedded.graph import Graph
 from infra.instances import INSTANCE_SHAPES
+from infra.naming import LOCAL, parse_stack
 from policies import costs
 from policies.costs.count import Bill, bills
 from policies.costs.prices import HOURS_PER_MONTH, Line, PriceBook
@@ -91,7 +92,7 @@ def load_prices(path: Path = PRICES) -> PriceBook:
 def cost_of(
     graphs: Mapping[str, Graph], book: PriceBook, before: Mapping[str, Graph] | None = None, against: str = ""
 ) -> CostReport:
-    """What the graphs cost; beside `before`, if that is given."""
+    """What the graphs cost; beside `before`, if that is given. What runs on this machine costs nothing, and is left out."""
     after = _bills(graphs, book)
     if before is None:
         return CostReport(tuple(StackCost(stack, bill) for stack, bill in after.items()), book)
@@ -102,7 +103,8 @@ def cost_of(
 
 def _bills(graphs: Mapping[str, Graph], book: PriceBook) -> dict[str, Bill]:
     gpus_per_node = {name: shape.num_gpus for name, shape in INSTANCE_SHAPES.items()}
-    found = bills({stack: declared(graph) for stack, graph in graphs.items()}, book, gpus_per_node)
+    bought = {stack: declared(graph) for stack, graph in graphs.items() if parse_stack(stack).environment != LOCAL}
+    found = bills(bought, book, gpus_per_node)
     return {bill.stack: bill for bill in found}
 
 

@@ -25,6 +25,13 @@ class Engine(StrEnum):
     TWIN = "twin"
 
 
+class PreviewFormat(StrEnum):
+    """For whom a preview is written."""
+
+    TEXT = "text"
+    MARKDOWN = "markdown"
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
     app.command()(up)
@@ -125,12 +132,23 @@ def preview(
     refuse_replacements: Annotated[
         bool, typer.Option("--refuse-replacements", help="Exit 1 if anything would be replaced, or a protected thing deleted.")
     ] = False,
+    output: Annotated[
+        PreviewFormat, typer.Option("--format", help="markdown is a pull request's comment, with costs and guardrails.")
+    ] = PreviewFormat.TEXT,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the program declares, what would change and what would be replaced. Needs no cloud and changes nothing."""
     if bool(stack) == everything:
         raise UserError("name a stack, or give --all", "for example `flotilla preview local.foundation`")
+    if output is PreviewFormat.MARKDOWN:
+        if not (everything and against):
+            raise UserError("--format markdown compares every stack of two commits", "give --all and --against too")
+        from infra.reviews.comment import comment
+        from infra.reviews.review import review
+
+        typer.echo(comment(review(against)), nl=False)
+        return
     from infra.embedded.preview import preview as make_preview
     from infra.embedded.preview import preview_against, render
 

@@ -107,17 +107,41 @@ def preview(stack: str, state_dir: Path, *, overrides: Mapping[str, Mapping[str,
     """
     stacks = [stack] if stack else every_stack()
     graphs = record(stacks, overrides=overrides)
-    return PreviewReport(_compared(stacks, graphs, lambda name: load_graph(state_dir, name)))
+    return PreviewReport(compared(stacks, graphs, lambda name: load_graph(state_dir, name)))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The graphs of two programs, by stack."""
+
+    before: Mapping[str, Graph]
+    after: Mapping[str, Graph]
+    against: str
+    """What `before` is, in words."""
 
 
 def preview_against(stack: str, ref: str) -> PreviewReport:
-    """Compares a stack, or with `""` every stack of either side, with the graphs of a commit's own program.
+    """Compares a stack, or with `""` every stack of either side, with the graphs of a commit's own program (`both_sides`).
+
+    Raises:
+        UserError: the stack is on neither side, a configuration is wrong, or a commit cannot be recorded.
+    """
+    sides = both_sides(stack, ref)
+    every = (*sides.after, *(name for name in sides.before if name not in sides.after))
+    wanted = [name for name in every if stack in ("", name)]
+    if not wanted:
+        raise ConfigError(f"{stack}: no such stack, on neither side of {sides.against}", "`flotilla preview --all` names them")
+    return PreviewReport(compared(wanted, sides.after, sides.before.get), sides.against)
+
+
+def both_sides(stack: str, ref: str) -> Sides:
+    """The graphs of a stack and of those that it refers to, or with `""` of every stack, at a commit and now.
 
     `ref` names the commit that the working tree is compared with; `A..B` compares commit B with commit A, and reads nothing of
     the working tree.
 
     Raises:
-        UserError: the stack is on neither side, a configuration is wrong, or a commit cannot be recorded.
+        UserError: a configuration is wrong, or a commit cannot be recorded.
     """
     ref, is_range, later_ref = ref.partition("..")
     against = f"{ref} ({commit_of(ref)[:12]})"
@@ -127,14 +151,10 @@ def preview_against(stack: str, ref: str) -> PreviewReport:
     with ThreadPoolExecutor(1) as beside:
         earlier = beside.submit(graphs_at, ref, asked)
         graphs = graphs_at(later_ref, asked) if is_range else record([name for name in every_stack() if stack in ("", name)])
-        before = earlier.result()
-    wanted = [name for name in (*graphs, *(name for name in before if name not in graphs)) if stack in ("", name)]
-    if not wanted:
-        raise ConfigError(f"{stack}: no such stack, on neither side of {against}", "`flotilla preview --all` names them")
-    return PreviewReport(_compared(wanted, graphs, before.get), against)
+        return Sides(earlier.result(), graphs, against)
 
 
-def _compared(
+def compared(
     wanted: Sequence[str], graphs: Mapping[str, Graph], earlier: Callable[[str], Graph | None]
 ) -> tuple[StackPreview, ...]:
     """A preview of each of `wanted`; what those that they refer to replace or rename counts too."""
