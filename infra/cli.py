@@ -18,6 +18,7 @@ from infra.embedded import commands as region
 from infra.guardrails import commands as guardrails
 from infra.images import commands as images
 from infra.operations import commands as operations
+from infra.scaling import commands as scaling
 from serving.errors import UserError
 from serving.gateway import commands as gateway
 from serving.metering import commands as metering
@@ -36,6 +37,7 @@ operations.register(app)
 guardrails.register(app)
 costs.register(app)
 capacity.register(app)
+scaling.register(app)
 gateway.register(app)
 metering.register(app)
 models.register(app)

@@ -1,4 +1,4 @@
-"""The comment on a pull request: it says exactly what the change does, what it costs and what it breaks, and nothing can break out of it."""
+"""The comment on a pull request: exactly what the change does, costs and breaks, and nothing can break out of it."""
 
 from __future__ import annotations
 

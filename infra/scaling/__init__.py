@@ -1,0 +1,1 @@
+"""Where the autoscaling policy meets the catalog, the price book and the command line."""
