@@ -1,6 +1,6 @@
 """Waits until a region serves, and keeps serving for a while; a deployment goes on to the next region only then.
 
-`python -m infra.operations.health_gate https://region.example/health` exits 0 once the address has answered 200 for `--for`
+`python -m infra.operations.health_gate http://region.example/health` exits 0 once the address has answered 200 for `--for`
 seconds on end, and 1 if that has not happened within `--within`. One bad answer starts the count anew: a region that flaps is
 not healthy. Uses the standard library alone, so that it runs where nothing is installed.
 """
@@ -8,7 +8,6 @@ not healthy. Uses the standard library alone, so that it runs where nothing is i
 from __future__ import annotations
 
 import argparse
-import ssl
 import sys
 import time
 import urllib.error
@@ -25,13 +24,8 @@ def main() -> int:
     options.add_argument("url")
     options.add_argument("--for", dest="for_s", type=float, default=120, help="seconds of health on end")
     options.add_argument("--within", dest="within_s", type=float, default=1800, help="seconds until it gives up")
-    options.add_argument(
-        "--insecure-name",
-        action="store_true",
-        help="take any certificate: a load balancer's own address is not in the one that clients see",
-    )
     given = options.parse_args()
-    answers = prober(given.url, given.insecure_name)
+    answers = prober(given.url)
     held = wait_until_healthy(answers, given.for_s, given.within_s, time.monotonic, time.sleep)
     print(f"{given.url}: {'healthy' if held else 'not healthy'}", file=sys.stderr)  # noqa: T201 (a script's output)
     return 0 if held else 1
@@ -54,16 +48,12 @@ def wait_until_healthy(
     return False
 
 
-def prober(url: str, takes_any_certificate: bool) -> Callable[[], bool]:
+def prober(url: str) -> Callable[[], bool]:
     """Asks `url` once: true for a 200 within 5 s; anything else is false."""
-    context = ssl.create_default_context()
-    if takes_any_certificate:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
 
     def ask() -> bool:
         try:
-            with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S, context=context) as answer:  # noqa: S310 (as given)
+            with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310 (as given)
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False

@@ -12,9 +12,10 @@ from policies.resources import Declared, at, listed
 CLUSTER = "aws:eks/cluster:Cluster"
 ANYWHERE = frozenset({"0.0.0.0/0", "::/0"})
 PUBLIC_PORTS = frozenset({80, 443})
-"""Of a load balancer: 80 only ever answers with a redirect (rule `listener-encrypted`)."""
+"""Of a load balancer: 80 only ever refuses or redirects (rule `listener-encrypted`)."""
 MIN_ZONES = 3
 LISTENER = "aws:lb/listener:Listener"
+NOTHING_SERVED = ("redirect", "fixed-response")
 
 book = Rulebook()
 
@@ -96,21 +97,23 @@ def cluster_supported(cluster: Declared, _estate: Estate) -> Iterator[str]:
         yield "may slip into extended support"
 
 
-@book.rule("three-zones", "aws:ec2/vpc:Vpc", remedy="give it private subnets in three zones")
+@book.rule("three-zones", "aws:ec2/vpc:Vpc", remedy="give it subnets of each kind in three zones")
 def three_zones(vpc: Declared, estate: Estate) -> Iterator[str]:
-    """A network lies in three zones, so that one can be lost."""
-    zones = {str(subnet.at("availabilityZone")) for subnet in estate.companions(vpc, "aws:ec2/subnet:Subnet", "vpcId")}
-    if len(zones) < MIN_ZONES:
-        yield f"has subnets in {len(zones)} zones, must be {MIN_ZONES}"
+    """A network lies in three zones, inside and out, so that one can be lost."""
+    subnets = estate.companions(vpc, "aws:ec2/subnet:Subnet", "vpcId")
+    for kind, role in (("private", "kubernetes.io/role/internal-elb"), ("public", "kubernetes.io/role/elb")):
+        zones = {str(subnet.at("availabilityZone")) for subnet in subnets if subnet.at("tags", role)}
+        if len(zones) < MIN_ZONES:
+            yield f"has {kind} subnets in {len(zones)} zones, must be {MIN_ZONES}"
 
 
-@book.rule("listener-encrypted", LISTENER, remedy="use HTTPS with a TLS 1.3 policy; let port 80 redirect")
+@book.rule("listener-encrypted", LISTENER, remedy="use HTTPS with a TLS 1.3 policy; let port 80 refuse or redirect")
 def listener_encrypted(listener: Declared, _estate: Estate) -> Iterator[str]:
-    """A load balancer speaks TLS 1.2 or later, and answers plain HTTP with a redirect at most."""
+    """A load balancer speaks TLS 1.2 or later, and answers plain HTTP with a redirect or a refusal at most."""
     if listener.at("protocol") == "HTTPS":
         if "TLS13" not in str(listener.at("sslPolicy")):
             yield f"its TLS policy is {listener.at('sslPolicy')}"
-    elif any(at(action, "type") != "redirect" for action in listed(listener.at("defaultActions"))):
+    elif any(at(action, "type") not in NOTHING_SERVED for action in listed(listener.at("defaultActions"))):
         yield f"serves over plain {listener.at('protocol')}"
 
 

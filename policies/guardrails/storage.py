@@ -213,8 +213,8 @@ def images_scanned(repository: Declared, estate: Estate) -> Iterator[str]:
     if repository.at("imageScanningConfiguration", "scanOnPush") is True:
         return
     kind = "aws:ecr/registryScanningConfiguration:RegistryScanningConfiguration"
-    if not any(True for _ in estate.of_type(kind)):
-        yield "images are not scanned"
+    if not any(scanning.provider == repository.provider for scanning in estate.of_type(kind)):
+        yield "images are not scanned in its region"
 
 
 @book.rule("images-encrypted", REPOSITORY, remedy="set encryptionConfigurations to KMS with a key of ours")

@@ -2,8 +2,8 @@
 
 One step computes one token of every running sequence, and prompts in chunks as far as `max_num_batched_tokens` reaches; waiting
 sequences are let in, first come first served, while there is a slot, a LoRA slot and KV blocks for their whole prompt. When
-blocks run out the youngest running sequence gives its own back and starts anew later. `timing.StepLaw` says how long the step
-takes; at its end each sequence that is computed up to its last token gets its next one.
+blocks run out the youngest running sequence gives its own back and starts anew later. `policies.capacity.step_law` says how long
+the step takes; at its end each sequence that is computed up to its last token gets its next one.
 
 A twin that has nothing to do sets no timer. Everything here runs on one event loop and is called from it only.
 """

@@ -370,6 +370,18 @@ MUTATIONS: tuple[Mutation, ...] = (
         "no Pod Security", ("kubernetes:core/v1:Namespace",), drop(("metadata", "labels", "pod-security.kubernetes.io/enforce"))
     ),
     Mutation(
+        "loosen our own namespace",
+        ("kubernetes:core/v1:Namespace",),
+        put(("metadata", "labels", "pod-security.kubernetes.io/enforce"), "privileged"),
+        lambda found: found.inputs["metadata"]["name"] == "serving",
+    ),
+    Mutation(
+        "serve over plain HTTP",
+        ("aws:lb/listener:Listener",),
+        put(("defaultActions",), [{"type": "forward", "targetGroupArn": "arn"}]),
+        lambda found: found.inputs.get("protocol") == "HTTP",
+    ),
+    Mutation(
         "open by default",
         ("kubernetes:networking.k8s.io/v1:NetworkPolicy",),
         gone,

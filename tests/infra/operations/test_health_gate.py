@@ -62,6 +62,6 @@ def address() -> Iterator[str]:
 
 
 def test_a_200_is_health_and_nothing_else_is(address: str) -> None:
-    assert prober(f"{address}/health", False)() is True
-    assert prober(f"{address}/broken", False)() is False
-    assert prober("http://127.0.0.1:9/health", True)() is False
+    assert prober(f"{address}/health")() is True
+    assert prober(f"{address}/broken")() is False
+    assert prober("http://127.0.0.1:9/health")() is False
