@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from policies.autoscaling.loads import LOADS, replayed
-from policies.autoscaling.rules import RULES, Targets
+from policies.autoscaling.rules import RULES, TARGET_SHARE, Targets
 from policies.autoscaling.simulation import EngineModel, Limits, Outcome, simulate
 from policies.capacity.operating_point import Mix, operating_point
 from policies.cold_start import model_cold_start
@@ -60,7 +60,7 @@ def simulate_rules(
         raise UserError(f"--min-engines is {min_engines}, above --max-engines ({max_engines})", "lower it")
     engine = _engine(env, model_class)
     arrivals = _arrivals(load, peak_req_per_s, hours, seed)
-    targets = Targets(in_flight or engine.max_batch / 8)
+    targets = Targets(in_flight or max(1, round(engine.max_batch * TARGET_SHARE)))
     outcomes = [
         simulate(name, RULES[name], arrivals, engine, Limits(min_engines, max_engines), targets) for name in rule or RULES
     ]

@@ -16,12 +16,8 @@ from infra.components.workloads.engine_fleet import Size
 from infra.components.workloads.fleets import INTERACTIVE, Fleet, FleetKind
 from infra.components.workloads.scaled_object import Trigger
 from infra.stack_config.serving import EngineConfig
+from policies.autoscaling.rules import TARGET_SHARE
 from serving.settings import ModelClass
-
-TARGET_SHARE = 1 / 8
-"""Of the requests that an engine takes into one batch. First tokens are late long before the batch is full: at the catalog's
-committed load a small engine is sent 117 / 25 = 4.7 requests a second, 1,155 tokens in and 211 out, and holds each for some 6 s,
-so 28 at a time; an eighth of 256 is 32. The 6 s are assumed, not measured."""
 
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 """vLLM's own series. `model_name` is the class, by `--served-model-name`; `fleet` is the pod's label, by the scrape."""

@@ -12,7 +12,7 @@ workload whose minimum is 0 to 0 during an outage, unless its fallback is above 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pulumi
@@ -20,6 +20,7 @@ from pulumi_kubernetes.apiextensions import CustomResource
 
 from infra.components.workloads import pods
 from infra.naming import PROMETHEUS_URL
+from policies.autoscaling.pace import Pace
 
 FAILURES_BEFORE_FALLBACK = 3
 
@@ -48,24 +49,12 @@ class Trigger:
         }
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How fast a workload may grow and shrink. Growing waits for nothing; shrinking only follows 15 minutes without need, one pod
-    every five: an engine takes minutes to come back."""
-
-    pods_up: int = 2
-    up_period_s: int = 60
-    up_window_s: int = 0
-    pods_down: int = 1
-    down_period_s: int = 300
-    down_window_s: int = 900
-
-    def rendered(self) -> dict[str, Any]:
-        """As a HorizontalPodAutoscaler's `behavior` has it."""
-        return {
-            "scaleUp": _direction(self.up_window_s, self.pods_up, self.up_period_s),
-            "scaleDown": _direction(self.down_window_s, self.pods_down, self.down_period_s),
-        }
+def behavior(pace: Pace) -> dict[str, Any]:
+    """The pace as a HorizontalPodAutoscaler's `behavior` has it."""
+    return {
+        "scaleUp": _direction(pace.up_window_s, pace.pods_up, pace.up_period_s),
+        "scaleDown": _direction(pace.down_window_s, pace.pods_down, pace.down_period_s),
+    }
 
 
 def _direction(window_s: int, num_pods: int, period_s: int) -> dict[str, Any]:
@@ -86,7 +75,7 @@ class ScaledObjectArgs:
     max_replicas: int
     triggers: Sequence[Trigger]
     """The one that asks for most wins."""
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def fallback_replicas(self) -> int:
@@ -106,7 +95,7 @@ class ScaledObjectArgs:
                 "replicas": self.fallback_replicas,
                 "behavior": "currentReplicasIfHigher",
             },
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": self.pace.rendered()}},
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior(self.pace)}},
             "triggers": [trigger.rendered() for trigger in self.triggers],
         }
 

@@ -9,9 +9,9 @@ from workload_support import LOCAL, PROD, SCALED_OBJECT, STAGING, document, name
 
 from infra import timers
 from infra.components.workloads.fleets import Fleet, FleetKind
-from infra.components.workloads.scaled_object import Pace
 from infra.embedded.graph import Graph
 from infra.timers import ALB_HEALTH, LIVENESS, READINESS, SPOT_GRACE_S, STARTUP
+from policies.autoscaling.pace import Pace
 from serving.gateway.__main__ import KEEP_ALIVE_S
 from serving.settings import EngineSettings, GatewaySettings, Timeouts
 

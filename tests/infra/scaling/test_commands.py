@@ -16,7 +16,7 @@ from serving.errors import UserError
 def test_it_compares_every_rule_and_draws_them() -> None:
     result = CliRunner().invoke(app, ["simulate", "--hours", "0.5", "--peak-req-per-s", "50"])
     assert result.exit_code == 0, result.output
-    assert all(word in result.output for word in ("work", "system-design", "queue", "cpu", "in time", "▁"))
+    assert all(word in result.output for word in ("work", "system-design", "queue", "cpu", "in time", "█"))
 
 
 def test_a_file_of_ones_own_is_replayed(tmp_path: Path) -> None:
