@@ -35,7 +35,8 @@ GPU_ROOT_THROUGHPUT_MIB_S = 1000
 IDLE_BEFORE_REMOVAL: Mapping[Capacity, str] = {Capacity.ON_DEMAND: "30m", Capacity.SPOT: "5m"}
 WEIGHTS: Mapping[Capacity, int] = {Capacity.ON_DEMAND: 50, Capacity.SPOT: 10}
 GATEWAY_FAMILIES = ("c7i", "c7a", "m7i")
-GATEWAY_VCPUS = ("8", "16")
+GATEWAY_VCPUS = ("16",)
+"""Three of our gateways (4 vCPU each) beside what every node runs; on 8 vCPUs there is room for one."""
 
 
 @dataclass(frozen=True)
