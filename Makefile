@@ -31,7 +31,7 @@ fmt: .venv/.flotilla-dev          ## format
 	$(BIN)/ruff check --fix-only --quiet .; $(BIN)/ruff format .
 
 test-unit: .venv/.flotilla-dev    ## unit tests and those on the emulated AWS
-	$(BIN)/pytest -q -m "not engine and not slow and not cluster"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not engine and not slow and not cluster"
 
 test-engine: setup .venv/.flotilla-dev   ## end to end on the real vLLM
 	$(BIN)/pytest -q -m "engine and not slow"
