@@ -162,7 +162,6 @@ class _Probe:
     """Takes the answer to a health check."""
 
     def __init__(self) -> None:
-        self.is_answered = False
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def received(self, status: int, body: bytes) -> None:
@@ -170,7 +169,6 @@ class _Probe:
 
     def ended(self, status: int, reason: str) -> None:
         """The status, or 0 for an answer that broke off."""
-        self.is_answered = not reason
         if not self.status.done():
             self.status.set_result(0 if reason else status)
 
@@ -210,20 +208,21 @@ class Dispatcher:
         return upstream
 
     async def is_well(self, endpoint: Endpoint, timeout_s: float) -> bool:
-        """Whether the engine answers its health check with 200 in time."""
+        """Whether the engine answers its health check with 200 in time.
+
+        The connection is not kept: to its supervisor, an idle engine with one open is one that may hang, and is asked a canary.
+        """
         probe = _Probe()
         connection: EngineConnection | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 connection = await self._pool.get((endpoint.address, endpoint.port))
                 connection.ask(probe, (f"GET /health HTTP/1.1\r\nhost: {endpoint.authority}\r\n\r\n".encode(),))
-                status = await probe.status
-            connection.release()
-            return status == 200
+                return await probe.status == 200
         except OSError:
             return False
         finally:
-            if connection is not None and not probe.is_answered:
+            if connection is not None:
                 connection.abort()
 
     async def aclose(self) -> None:

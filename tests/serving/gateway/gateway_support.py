@@ -127,6 +127,11 @@ class FakeEngine:
         await asyncio.gather(*self._clients, return_exceptions=True)
 
     @property
+    def num_open(self) -> int:
+        """Connections that clients hold open now."""
+        return len(self._clients)
+
+    @property
     def endpoint(self) -> Endpoint:
         return Endpoint(f"engine-{self.port}", "127.0.0.1", self.port, is_ready=True)
 

@@ -12,6 +12,7 @@ import pytest
 from gateway_support import Behaviour, FakeEngine, Gateway, chat_body
 
 from serving.gateway.dispatch import Dispatcher
+from serving.gateway.engine_http import KEEPALIVE_S
 from serving.metering.events import CountSource, Outcome
 
 LONG = ["x"] * 200
@@ -208,6 +209,18 @@ async def test_a_probe_tells_who_answers_and_who_does_not(make_gateway: Any) -> 
     await dispatcher.aclose()
     silent.close()
     await gone.start()
+
+
+async def test_a_probe_leaves_no_connection_open(make_gateway: Any) -> None:
+    """One kept open told each idle engine's supervisor that it might hang, and a canary was asked every ten seconds."""
+    gateway: Gateway = await make_gateway()
+    (engine,) = gateway.engines
+    dispatcher = Dispatcher(0.5)
+    assert await dispatcher.is_well(engine.endpoint, 5)
+    async with asyncio.timeout(KEEPALIVE_S / 2):
+        while engine.num_open:
+            await asyncio.sleep(0.01)
+    await dispatcher.aclose()
 
 
 # After the first event: an honest end, and what arrived is billed once.
