@@ -408,15 +408,19 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("another region", ("pulumi:providers:aws",), put(("region",), "eu-west-1")),
     Mutation("unlabelled object", WORKLOADS, drop(("metadata", "labels"))),
     Mutation("a key in plain text", ("kubernetes:core/v1:ConfigMap",), put(("data", "key"), "AKIA" + "Q" * 16)),
-    Mutation("slow health check", ("aws:route53/healthCheck:HealthCheck",), put(("requestInterval",), 30)),
+    Mutation(
+        "slow health check",
+        ("aws:route53/healthCheck:HealthCheck",),
+        put(("requestInterval",), 30),
+        lambda found: found.inputs["type"] != "CALCULATED",
+    ),
     Mutation("let everybody read a bucket", (_s3("BucketPolicy"),), _opened),
     Mutation("let everybody use a key", ("aws:kms/key:Key",), _opened),
     Mutation("no scans", ("aws:ecr/registryScanningConfiguration:RegistryScanningConfiguration",), gone),
     Mutation(
         "two zones",
         ("aws:ec2/subnet:Subnet",),
-        put(("availabilityZone",), "us-east-2a"),
-        lambda found: found.inputs["availabilityZone"] != "us-east-2a",
+        lambda found: put(("availabilityZone",), f"{found.inputs['availabilityZone'][:-1]}a")(found),
     ),
     Mutation(
         "inline rule for everybody",
