@@ -14,8 +14,8 @@ from typing import Literal
 
 from fleets import Pod, misplaced, places, pods_of, ready_by_workload, waiting, workload_of
 from kube import Kube, eventually
-from nodes import FakeNode, nodes_of, start_nodes
-from regions import Region, running_region
+from nodes import FakeNode, nodes_of
+from regions import Region, graphs_of, running_region
 from volumes import volume_driver
 
 from infra import config
@@ -75,7 +75,6 @@ class Populated:
 def populated_region(stack: StackName, assets: Path, folder: Path) -> Iterator[Populated]:
     """The region of a serving stack with every node that it may have; its workloads are as large as their manifests say."""
     zones = config.load_catalog().regions[stack.region].availability_zones
-    with running_region(stack, assets, folder) as region, volume_driver(region.kube):
-        nodes = nodes_of(region.cluster, region.serving, zones)
-        start_nodes(region.kube, nodes)
+    nodes = nodes_of(*graphs_of(stack), zones)
+    with running_region(stack, assets, folder, nodes) as region, volume_driver(region.kube):
         yield Populated(region, nodes)

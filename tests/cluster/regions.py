@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +11,7 @@ from pathlib import Path
 from control_plane import ControlPlane, control_plane
 from kube import Kube, RefusedError
 from manifests import Declared, declared
+from nodes import FakeNode, start_nodes
 
 from infra import config
 from infra.embedded.graph import Graph
@@ -51,13 +52,22 @@ class Region:
 
 
 @contextmanager
-def running_region(stack: StackName, assets: Path, folder: Path) -> Iterator[Region]:
-    """The region of a serving stack on a control plane of its own, which is gone after the block."""
-    graphs = recorded(stack.environment)
-    cluster, serving = graphs[str(StackName(stack.environment, "cluster", stack.region))], graphs[str(stack)]
+def running_region(stack: StackName, assets: Path, folder: Path, nodes: Sequence[FakeNode] = ()) -> Iterator[Region]:
+    """The region of a serving stack on a control plane of its own, which is gone after the block.
+
+    Its nodes come before its objects, as the cluster's stack comes before: pods that wait for a first node all land in its zone.
+    """
+    cluster, serving = graphs_of(stack)
     with control_plane(assets, folder) as plane:
+        start_nodes(plane.kube, nodes)
         answers = tuple(_applied(plane.kube, object_) for object_ in declared(cluster, serving))
         yield Region(stack, cluster, serving, plane, answers)
+
+
+def graphs_of(stack: StackName) -> tuple[Graph, Graph]:
+    """The graphs of a serving stack's cluster, and its own."""
+    graphs = recorded(stack.environment)
+    return graphs[str(StackName(stack.environment, "cluster", stack.region))], graphs[str(stack)]
 
 
 @cache
