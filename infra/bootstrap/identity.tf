@@ -1,6 +1,6 @@
 # Who may run Pulumi: workflows of one GitHub repository, by short-lived tokens; no key is ever made.
 #
-# preview         any pull request; reads settings of resources and the state, and no data
+# preview         any pull request, and the nightly drift check on main; reads settings of resources and the state, and no data
 # deploy-<region> the GitHub environment `<environment>-<region>`; changes its region's stacks
 # deploy-global   the GitHub environment `<environment>-global`; changes what spans regions (foundation, edge)
 #
@@ -13,7 +13,7 @@ resource "aws_iam_openid_connect_provider" "github" {
 
 locals {
   subjects = merge(
-    { preview = "repo:${var.repository}:pull_request" },
+    { preview = ["repo:${var.repository}:pull_request", "repo:${var.repository}:ref:refs/heads/main"] },
     { for place in concat(var.regions, ["global"]) : "deploy-${place}" => "repo:${var.repository}:environment:${var.environment}-${place}" },
   )
   trusts = {

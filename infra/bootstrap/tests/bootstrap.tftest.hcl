@@ -66,7 +66,7 @@ run "a_pull_request_reads_state_and_settings_and_writes_nothing" {
   command = plan
 
   assert {
-    condition     = jsondecode(aws_iam_role.preview.assume_role_policy).Statement[0].Condition.StringEquals["token.actions.githubusercontent.com:sub"] == "repo:example/flotilla:pull_request"
+    condition     = jsondecode(aws_iam_role.preview.assume_role_policy).Statement[0].Condition.StringEquals["token.actions.githubusercontent.com:sub"] == ["repo:example/flotilla:pull_request", "repo:example/flotilla:ref:refs/heads/main"]
     error_message = "Only pull requests of this repository take the role."
   }
   assert {
