@@ -100,7 +100,7 @@ def _arrivals(load: str, peak_req_per_s: float, hours: float, seed: int) -> list
     if load in LOADS:
         return LOADS[load](peak_req_per_s, int(hours * 3600), seed)
     path = Path(load)
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"--load: {load} is neither {', '.join(LOADS)} nor a file", "name one of them")
     try:
         return replayed(_times(path), peak_req_per_s)

@@ -81,8 +81,3 @@ class Line:
     quantity: float
     usd_per_h: float
     note: str = ""
-
-    @property
-    def usd_per_month(self) -> float:
-        """For 730 hours."""
-        return self.usd_per_h * HOURS_PER_MONTH

@@ -17,7 +17,8 @@ from infra import config
 from infra.embedded.graph import Graph, Resource
 from infra.embedded.recorder import environment_stacks, record
 from infra.guardrails.graphs import estate_of, judge_graphs, load_waivers
-from policies.guardrails.rule import Finding, judge
+from infra.reviews.review import finding_key
+from policies.guardrails.rule import judge
 from policies.guardrails.rules import RULES
 from tests.infra.guardrails.mutations import MUTATIONS, Mutation
 
@@ -52,14 +53,14 @@ def main() -> int:
     catalog, waivers, today = config.load_catalog(), load_waivers(), config.today()
     graphs = record(environment_stacks("prod"))
     clean = judge_graphs(graphs, catalog, waivers, today)
-    before = {verdict.stack: {key_of(finding) for finding in verdict.findings} for verdict in clean.verdicts}
+    before = {verdict.stack: {finding_key(finding) for finding in verdict.findings} for verdict in clean.verdicts}
 
     missed: list[str] = []
     table = Table("mistake", "made on", "noticed by", title=f"{given.num} mistakes, seed {given.seed}", title_justify="left")
     chosen = cases(graphs, given.num, given.seed)
     for mutation, stack, victim in chosen:
         verdict = judge(estate_of(mutation.made(graphs[stack], victim), catalog), RULES, waivers, today)
-        new = [finding for finding in verdict.findings if key_of(finding) not in before[stack]]
+        new = [finding for finding in verdict.findings if finding_key(finding) not in before[stack]]
         noticed = ", ".join(sorted({finding.rule for finding in new}))
         table.add_row(mutation.name, f"{stack} {victim.name}", noticed or "[bold red]nobody[/]")
         if not new:
@@ -79,10 +80,6 @@ def main() -> int:
     holds = caught_percent >= MIN_CAUGHT_PERCENT and num_clean == 0 and len(RULES) >= MIN_RULES and len(waivers) <= MAX_WAIVERS
     print(json.dumps({**figures, "holds": holds}))
     return 0 if holds else 1
-
-
-def key_of(finding: Finding) -> tuple[str, str, str]:
-    return finding.rule, finding.urn, finding.message
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def test_a_file_of_ones_own_is_replayed(tmp_path: Path) -> None:
     [
         (["--rule", "magic"], "--rule: no rule 'magic'"),
         (["--load", "nowhere.csv"], "--load: nowhere.csv is neither"),
+        (["--load", "/"], "--load: / is neither"),
         (["--min-engines", "9", "--max-engines", "3"], "--min-engines is 9"),
         (["--env", "staging"], "staging serves small on l4-24g"),
         (["--class", "huge"], "prod serves no class 'huge'"),
