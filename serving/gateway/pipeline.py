@@ -251,7 +251,7 @@ class Pipeline:
                 raise
             if failure is not None:
                 self._metrics.retries.labels(call.model).inc()
-            meter.attempts += 1
+            meter.asked(seat.engine.endpoint.name, seat.reason, asyncio.get_running_loop().time())
             watch.asking()
             try:
                 return await self._dispatcher.send(seat, path, body, call.request_id, call.trace)
@@ -300,6 +300,7 @@ class Pipeline:
             input_micro_usd_per_mtok=model.price.input_micro_usd_per_mtok,
             cached_input_micro_usd_per_mtok=model.price.cached_input_micro_usd_per_mtok,
             output_micro_usd_per_mtok=model.price.output_micro_usd_per_mtok,
+            request_id=call.request_id,
         )
         return Meter(self._journal, self._settings.journal, opened)
 

@@ -48,8 +48,10 @@ class Engine:
 class Seat:
     """A place at an engine, held until released."""
 
-    def __init__(self, engine: Engine, speed: PrefillSpeed, prompt_tokens: int, uncached_tokens: int) -> None:
+    def __init__(self, engine: Engine, speed: PrefillSpeed, prompt_tokens: int, uncached_tokens: int, reason: str) -> None:
         self.engine = engine
+        self.reason = reason
+        """Why it was chosen."""
         self.prompt_tokens = prompt_tokens
         self.on_stall: Callable[[], None] | None = None
         """Called when the engine stalls before the first event."""
@@ -152,7 +154,7 @@ class Pool:
         )
         if choice.is_placed:
             self._index.add(1 << choice.index, chain)
-            return Seat(self._engines[choice.index], self.speed, prompt_tokens, choice.uncached_tokens)
+            return Seat(self._engines[choice.index], self.speed, prompt_tokens, choice.uncached_tokens, choice.reason)
         name = self._model.model_class
         if choice.reason == "all_full":
             raise ApiError(errors.OVERLOADED, f"All engines of `{name}` are busy.", retry_after_s=FULL_RETRY_S)

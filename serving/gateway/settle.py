@@ -44,7 +44,11 @@ class Meter:
         self.output_tokens = 0
         self.source = CountSource.NONE
         self.finish_reason = ""
-        self.attempts = 0
+        self.reasoning_tokens = -1
+        self.engines: tuple[str, ...] = ()
+        """Those asked, in order."""
+        self.routing_reason = ""
+        self.first_asked_s: float | None = None
         self.first_token_s: float | None = None
         self.last_token_s = 0.0
         self.first_sent_s: float | None = None
@@ -66,6 +70,13 @@ class Meter:
         except JournalUnavailable as error:
             raise unavailable() from error
 
+    def asked(self, engine: str, reason: str, now_s: float) -> None:
+        """`engine` is asked next, and why it."""
+        self.engines += (engine,)
+        self.routing_reason = reason
+        if self.first_asked_s is None:
+            self.first_asked_s = now_s
+
     def running(self, usage: Usage, choice: int, now_s: float) -> None:
         """Counts that came with a piece of one answer; they are that answer's totals so far."""
         self.source = CountSource.ENGINE_RUNNING
@@ -77,6 +88,7 @@ class Meter:
         """Counts that came at the end; they are the totals of all answers."""
         self.source = CountSource.ENGINE_FINAL
         self.prompt_tokens, self.cached_tokens = usage.prompt_tokens, min(usage.cached_tokens, usage.prompt_tokens)
+        self.reasoning_tokens = usage.reasoning_tokens
         self._count(usage.completion_tokens, now_s)
 
     def note(self, now_s: float) -> None:
@@ -112,6 +124,11 @@ class Meter:
             finish_reason=self.finish_reason,
             ttft_ms=-1.0 if self.first_sent_s is None else (self.first_sent_s - received_s) * 1e3,
             attempts=self.attempts,
+            engines=self.engines,
+            routing_reason=self.routing_reason,
+            reasoning_tokens=self.reasoning_tokens if is_billed else -1,
+            queue_ms=-1.0 if self.first_asked_s is None else (self.first_asked_s - received_s) * 1e3,
+            total_ms=(now_s - received_s) * 1e3,
         )
         try:
             await self._journal.close_event(record)
@@ -127,6 +144,11 @@ class Meter:
             "total_tokens": self.total_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+
+    @property
+    def attempts(self) -> int:
+        """Engines asked."""
+        return len(self.engines)
 
     @property
     def is_final(self) -> bool:

@@ -32,12 +32,23 @@ class _PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
 
 
+class _CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int | None = None
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts of one event: of one choice while it runs, of all at the end."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Completion tokens spent on reasoning; -1 where the engine does not say."""
+        details = self.completion_tokens_details
+        return -1 if details is None or details.reasoning_tokens is None else details.reasoning_tokens
 
     @property
     def cached_tokens(self) -> int:

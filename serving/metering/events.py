@@ -1,8 +1,13 @@
-"""The usage event: one per request, minted by the gateway, in three kinds of journal record.
+"""The usage event: one per request, minted by the gateway, in three kinds of journal record; and what revises its price later.
 
 OPEN is durable before an engine is asked, PROGRESS follows the tokens as they arrive, CLOSE is durable before the client
-sees the end. CLOSE repeats all that OPEN said, so a bill needs CLOSE records alone.
+sees the end. CLOSE repeats all that OPEN said, so a bill needs CLOSE records alone. A REVISION is written when an ended event
+is rated anew: it adds a difference and changes nothing.
 "Generated" means received by the gateway.
+
+Records are arrays, which take half the bytes of objects. So a field is only ever added at the end, with a default that means "not
+known", and none is moved or removed: then older records, which are shorter, stay readable. Schema 1 wrote objects
+(`events_v1.py`); a segment that an upgrade found open may hold both.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from enum import StrEnum
 
 import msgspec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Outcome(StrEnum):
@@ -38,7 +43,7 @@ class CountSource(StrEnum):
     """Nothing was received, so nothing was counted."""
 
 
-class UsageOpen(msgspec.Struct, frozen=True, tag="open", omit_defaults=True):
+class UsageOpen(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """A request is about to be sent to an engine."""
 
     event_id: str
@@ -62,9 +67,20 @@ class UsageOpen(msgspec.Struct, frozen=True, tag="open", omit_defaults=True):
     cached_input_micro_usd_per_mtok: int
     output_micro_usd_per_mtok: int
     schema: int = SCHEMA_VERSION
+    request_id: str = ""
+    """What the client was told (`x-request-id`) and engines were asked under."""
+    adapter: str = ""
+    """LoRA adapter that was asked for; empty for the bare model."""
+    adapter_release_id: str = ""
+    asked_model: str = ""
+    """The class asked for, where another serves it; empty where nothing was degraded."""
+    is_compacted: bool = False
+    """The conversation was shortened before the engine was asked."""
+    is_batch: bool = False
+    """Priced as a batch."""
 
 
-class UsageProgress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):
+class UsageProgress(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """What has arrived so far. Counts are totals, not increments."""
 
     event_id: str
@@ -73,7 +89,7 @@ class UsageProgress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=T
     output_tokens: int
 
 
-class UsageClose(msgspec.Struct, frozen=True, tag="close", omit_defaults=True):
+class UsageClose(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     """The request is over. `prompt_tokens` and `output_tokens` are what is billed; zero is zero."""
 
     open: UsageOpen
@@ -89,6 +105,16 @@ class UsageClose(msgspec.Struct, frozen=True, tag="close", omit_defaults=True):
     """Last request byte received to first content byte sent; -1 where no content was sent."""
     attempts: int = 1
     """Engines asked; only the last attempt is billed."""
+    engines: tuple[str, ...] = ()
+    """Those engines, in order: attempt n of the request was at the n-th."""
+    routing_reason: str = ""
+    """Why the last one was chosen, as `policies.routing.choice` says it."""
+    reasoning_tokens: int = -1
+    """Part of `output_tokens`; -1 where the engine does not report it."""
+    queue_ms: float = -1.0
+    """Last request byte received to first engine asked; -1 where none was."""
+    total_ms: float = -1.0
+    """Last request byte received to the end."""
 
     @property
     def cost_pico_usd(self) -> int:
@@ -100,4 +126,17 @@ class UsageClose(msgspec.Struct, frozen=True, tag="close", omit_defaults=True):
         )
 
 
-UsageRecord = UsageOpen | UsageProgress | UsageClose
+class UsageRevision(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
+    """An ended event is rated anew. The first bill stands; this adds a difference to it."""
+
+    open: UsageOpen
+    """The event's OPEN, but for the version and the prices, which are those that hold from now on."""
+    revision: int
+    """Counts the revisions of an event from 1."""
+    delta_pico_usd: int
+    """What the event costs now, less what it cost before this revision."""
+    reason: str
+    revised_at_ms: int
+
+
+UsageRecord = UsageOpen | UsageProgress | UsageClose | UsageRevision

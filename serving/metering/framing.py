@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serving.metering.events import SCHEMA_VERSION, UsageClose, UsageOpen, UsageProgress, UsageRecord
+from serving.metering.events import SCHEMA_VERSION, UsageClose, UsageOpen, UsageProgress, UsageRecord, UsageRevision
+from serving.metering.events_v1 import decode_v1
 
 MAGIC = b"FLUSAGE1"
 MAX_PAYLOAD_BYTES = 1024 * 1024
@@ -60,8 +61,13 @@ class Segment:
         return self.whole_bytes < self.size_bytes
 
     @property
+    def revisions(self) -> tuple[UsageRevision, ...]:
+        """The REVISION records, in file order."""
+        return tuple(record for record in self.records if isinstance(record, UsageRevision))
+
+    @property
     def closes(self) -> tuple[UsageClose, ...]:
-        """The CLOSE records, in file order: all that a bill needs."""
+        """The CLOSE records, in file order: all that a first bill needs."""
         return tuple(record for record in self.records if isinstance(record, UsageClose))
 
 
@@ -83,6 +89,12 @@ def encode_header(header: SegmentHeader) -> bytes:
 def encode_record(record: UsageRecord) -> bytes:
     """One record, framed. Equal records give equal bytes."""
     return _frame(_encoder.encode(record))
+
+
+def _decode(payload: memoryview) -> UsageRecord:
+    """The record in a payload. Schema 1 wrote maps, all later ones write arrays; MessagePack's first byte tells which."""
+    is_map = payload[:1] and (payload[0] & 0xF0 == 0x80 or payload[0] in (0xDE, 0xDF))
+    return decode_v1(payload) if is_map else _record_decoder.decode(payload)
 
 
 def _payload_at(data: memoryview, at: int) -> memoryview | None:
@@ -122,7 +134,7 @@ def decode_segment(data: bytes) -> Segment:
     records: list[UsageRecord] = []
     while (payload := _payload_at(view, at)) is not None:
         try:
-            records.append(_record_decoder.decode(payload))
+            records.append(_decode(payload))
         except msgspec.MsgspecError as error:
             raise SegmentError(f"the record at byte {at} is whole but unknown: {error}") from error
         at += _PREFIX.size + len(payload)
@@ -137,6 +149,7 @@ def last_time_ms(header: SegmentHeader, records: Iterable[UsageRecord]) -> int:
     """
     times = [record.opened_at_ms for record in records if isinstance(record, UsageOpen)]
     times += [record.closed_at_ms for record in records if isinstance(record, UsageClose)]
+    times += [record.revised_at_ms for record in records if isinstance(record, UsageRevision)]
     return max(times, default=header.created_at_ms)
 
 

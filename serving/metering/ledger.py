@@ -23,7 +23,7 @@ import msgspec
 import structlog
 from botocore.exceptions import ClientError
 
-from serving.metering.events import UsageClose
+from serving.metering.events import UsageClose, UsageOpen, UsageRevision
 from serving.metering.framing import decode_segment
 
 if TYPE_CHECKING:
@@ -46,8 +46,12 @@ class PutResult(StrEnum):
     """Another row was there, and still is."""
 
 
-class LedgerRow(msgspec.Struct, frozen=True):
-    """All that a CLOSE says, flat; token counts and prices as they were billed."""
+class LedgerRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that a CLOSE says, flat; token counts and prices as they were billed. Or a revision of it: then its tokens are none,
+    its prices the new ones, and its cost the difference.
+
+    A field that is new in a schema is added with a default, which is neither stored nor hashed: older rows stay what they were.
+    """
 
     event_id: str
     tenant: str
@@ -77,11 +81,28 @@ class LedgerRow(msgspec.Struct, frozen=True):
     cost_pico_usd: int
     """Units of 1e-12 dollars, exact."""
     schema: int
+    request_id: str = ""
+    adapter: str = ""
+    adapter_release_id: str = ""
+    asked_model: str = ""
+    is_compacted: bool = False
+    is_batch: bool = False
+    engines: str = ""
+    """Engines asked, in order, with spaces between them."""
+    routing_reason: str = ""
+    reasoning_tokens: int = -1
+    queue_us: int = -1
+    total_us: int = -1
+    revision: int = 0
+    """0 for the event itself."""
+    reason: str = ""
+    """Why it was rated anew; revisions only."""
 
     @property
     def key(self) -> RowKey:
         """The row's place in the table."""
-        return RowKey(f"{self.tenant}#{utc_day(self.opened_at_ms)}", self.event_id)
+        suffix = f"#{self.revision:04d}" if self.revision else ""
+        return RowKey(f"{self.tenant}#{utc_day(self.opened_at_ms)}", self.event_id + suffix)
 
     def canonical(self) -> bytes:
         """Bytes that are equal exactly where rows are."""
@@ -115,41 +136,62 @@ def utc_days(from_ms: int, to_ms: int) -> list[str]:
 
 def row_of(close: UsageClose) -> LedgerRow:
     """The row that bills `close`."""
-    event = close.open
     return LedgerRow(
-        event_id=event.event_id,
-        tenant=event.tenant,
-        key_id=event.key_id,
-        model=event.model,
-        release_id=event.release_id,
-        region=event.region,
-        gateway=event.gateway,
-        endpoint=event.endpoint,
-        opened_at_ms=event.opened_at_ms,
+        **_opened(close.open),
         closed_at_ms=close.closed_at_ms,
         outcome=close.outcome.value,
         source=close.source.value,
         finish_reason=close.finish_reason,
         attempts=close.attempts,
-        ttft_us=round(close.ttft_ms * 1000) if close.ttft_ms >= 0 else -1,
-        counted_prompt_tokens=event.prompt_tokens,
+        ttft_us=_us(close.ttft_ms),
         prompt_tokens=close.prompt_tokens,
         cached_tokens=close.cached_tokens,
         output_tokens=close.output_tokens,
-        price_version=event.price_version,
-        input_micro_usd_per_mtok=event.input_micro_usd_per_mtok,
-        cached_input_micro_usd_per_mtok=event.cached_input_micro_usd_per_mtok,
-        output_micro_usd_per_mtok=event.output_micro_usd_per_mtok,
         cost_pico_usd=close.cost_pico_usd,
-        schema=event.schema,
+        engines=" ".join(close.engines),
+        routing_reason=close.routing_reason,
+        reasoning_tokens=close.reasoning_tokens,
+        queue_us=_us(close.queue_ms),
+        total_us=_us(close.total_ms),
     )
 
 
-def item_of(row: LedgerRow) -> dict[str, dict[str, str]]:
+def row_of_revision(revision: UsageRevision) -> LedgerRow:
+    """The row that adds `revision`'s difference to the event's bill. It counts neither a request nor a token."""
+    return LedgerRow(
+        **_opened(revision.open),
+        closed_at_ms=revision.revised_at_ms,
+        outcome="revised",
+        source="none",
+        finish_reason="",
+        attempts=0,
+        ttft_us=-1,
+        prompt_tokens=0,
+        cached_tokens=0,
+        output_tokens=0,
+        cost_pico_usd=revision.delta_pico_usd,
+        revision=revision.revision,
+        reason=revision.reason,
+    )
+
+
+def _opened(event: UsageOpen) -> dict[str, Any]:
+    """What a row has of its event's OPEN."""
+    values = msgspec.structs.asdict(event)
+    values["counted_prompt_tokens"] = values.pop("prompt_tokens")
+    return values
+
+
+def _us(time_ms: float) -> int:
+    return round(time_ms * 1000) if time_ms >= 0 else -1
+
+
+def item_of(row: LedgerRow) -> dict[str, Any]:
     """`row` as a DynamoDB item."""
-    item = row.key.item()
-    for name, value in msgspec.structs.asdict(row).items():
-        item[name] = {"N": str(value)} if isinstance(value, int) else {"S": value}
+    item: dict[str, Any] = row.key.item()
+    for name, value in msgspec.to_builtins(row).items():
+        kind = "BOOL" if isinstance(value, bool) else "N" if isinstance(value, int) else "S"
+        item[name] = {kind: str(value) if kind == "N" else value}
     return item
 
 
@@ -159,7 +201,7 @@ def row_from(item: dict[str, Any]) -> LedgerRow:
     Raises:
         msgspec.ValidationError: the item is no ledger row.
     """
-    values = {name: int(Decimal(value["N"])) if "N" in value else value.get("S") for name, value in item.items()}
+    values = {name: int(Decimal(value["N"])) if "N" in value else next(iter(value.values())) for name, value in item.items()}
     return msgspec.convert(values, LedgerRow)
 
 

@@ -121,7 +121,10 @@ async def test_a_finished_request_is_billed_by_the_engines_totals_at_the_prices_
     assert (closed.outcome, closed.source, closed.attempts) == (Outcome.FINISHED, CountSource.ENGINE_FINAL, 1)
     assert closed.prompt_tokens == gateway.engine.prompt_tokens(asked.body)
     assert (closed.output_tokens, closed.cached_tokens, closed.finish_reason) == (6, CACHED_TOKENS, "stop")
-    assert closed.ttft_ms > 0
+    assert 0 <= closed.queue_ms < closed.ttft_ms <= closed.total_ms
+    assert (closed.engines, closed.reasoning_tokens) == ((gateway.engine.endpoint.name,), -1)
+    assert closed.routing_reason in ("ring", "least_work")
+    assert opened.request_id == asked.headers["x-request-id"]
     assert closed.cost_pico_usd == (closed.prompt_tokens - 3) * 100 + 3 * 10 + 6 * 300
 
 

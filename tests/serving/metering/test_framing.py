@@ -19,7 +19,7 @@ ids = st.uuids().map(str)
 counts = st.integers(0, 2**40)
 texts = st.text(max_size=40)
 names, prices = [texts] * 7, [counts] * 3
-opens = st.builds(UsageOpen, ids, *names, counts, counts, texts, *prices, schema=st.just(1))
+opens = st.builds(UsageOpen, ids, *names, counts, counts, texts, *prices, schema=st.just(2))
 progresses = st.builds(UsageProgress, ids, counts, counts, counts)
 closes = st.builds(
     UsageClose,
@@ -99,7 +99,7 @@ def test_a_tail_of_zeros_is_torn_and_no_run_of_empty_records(records: Any) -> No
         (b"PK\x03\x04" + bytes(100), "not a usage segment"),
         (MAGIC, "header at byte 8 is not whole"),
         (MAGIC + framing._frame(msgspec.msgpack.encode({"source": "x"})), "no segment header"),
-        (encode_header(SegmentHeader("gateway-0-0", 1, 0, 1, schema=2)), "schema 2 is newer"),
+        (encode_header(SegmentHeader("gateway-0-0", 1, 0, 1, schema=99)), "schema 99 is newer"),
         (encode_header(HEADER) + framing._frame(msgspec.msgpack.encode({"type": "refund"})), "whole but unknown"),
     ],
 )
