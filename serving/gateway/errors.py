@@ -106,3 +106,8 @@ class ApiError(Exception):
         if self.retry_after_s is None:
             return self.headers
         return [*self.headers, (b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s)))]
+
+
+def internal_error() -> ApiError:
+    """A defect of ours ends the request."""
+    return ApiError(INTERNAL_ERROR, "Something went wrong here. Quote the request id when you report it.")

@@ -1,4 +1,4 @@
-"""The one path from a request to its settled bill. Read `_serve`, then `_generate`.
+"""The one path from a request to its settled bill. Read `_serve`, then `_generate`, then `attempts.py`.
 
     auth      who asks, from the API key alone
     validate  what is asked, from a closed list of bounded fields
@@ -20,34 +20,31 @@ engine anything.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from contextlib import suppress
 
 import structlog
 
 from serving.gateway import errors, settle, validate
+from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, record
 from serving.gateway.context import Context, ContextCounter
-from serving.gateway.dispatch import Dispatcher, EngineFailed, EngineLost, Upstream
+from serving.gateway.dispatch import Dispatcher
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import BodyBroken, BodyTooLarge, BodyTooSlow, ClientGone, Exchange
 from serving.gateway.limits import EXPECTED_OUTPUT_TOKENS, Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
-from serving.gateway.route import Engine, Pool
+from serving.gateway.route import Pool
 from serving.gateway.settle import Meter, UsageJournal
-from serving.gateway.stream import DocumentSink, Sink, StreamSink, relay
+from serving.gateway.stream import DocumentSink, Sink, StreamSink
 from serving.gateway.trace import trace_of
-from serving.gateway.watch import Cause, Interrupted, Watch
 from serving.metering.events import Outcome, UsageOpen
 from serving.settings import GatewaySettings, ServedModel
 
 log = structlog.get_logger()
 
 MAX_HEADERS_BYTES = 16 * 1024
-MAX_ATTEMPTS = 2
-"""Engines asked for one request. More would turn one engine's illness into everybody's load."""
 
 
 class Pipeline:
@@ -77,8 +74,7 @@ class Pipeline:
         self._models = models
         self._context = context
         self._limiter = limiter
-        self._pools = pools
-        self._dispatcher = dispatcher
+        self._attempts = Attempts(settings.timeouts, pools, dispatcher, metrics)
         self._journal = journal
         self._metrics = metrics
 
@@ -95,7 +91,7 @@ class Pipeline:
             call.status = CLIENT_GONE_STATUS
         except Exception:
             log.exception("request_broke", request_id=call.request_id)
-            await _answer(exchange, call, _internal_error())
+            await _answer(exchange, call, errors.internal_error())
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -166,42 +162,9 @@ class Pipeline:
         except asyncio.CancelledError:  # it may have become durable all the same
             await self._close(exchange, call, meter, Outcome.NOT_SERVED)
             raise
-        outcome, error = await self._ask_and_relay(exchange, call, body, model, context, meter, sink)
+        order = Order(exchange.path, body, context.prompt_tokens, context.chain)
+        outcome, error = await self._attempts.serve(exchange, call, order, meter, sink)
         await self._finish(exchange, call, meter, sink, outcome, error)
-
-    async def _ask_and_relay(
-        self, exchange: Exchange, call: Call, body: bytes, model: ServedModel, context: Context, meter: Meter, sink: Sink
-    ) -> tuple[Outcome, ApiError | None]:
-        """route → dispatch → stream. How it ended, and what the client is to be told if anything went wrong; never raises, since
-        an event is open. An engine that has not finished is told to stop before this returns."""
-        upstream: Upstream | None = None
-        try:
-            async with Watch(exchange, self._settings.timeouts, sink.beat) as watch:
-                upstream = await self._ask(exchange.path, body, call, model, context, meter, watch)
-                await relay(upstream, sink, meter, watch)
-            upstream.recycle()
-            self._pools[call.model].quarantine.answered(fingerprint(body))
-            return Outcome.FINISHED, None
-        except ApiError as refusal:
-            return Outcome.NOT_SERVED, refusal
-        except ClientGone:
-            return Outcome.CLIENT_GONE, None
-        except Interrupted as interrupted:
-            if interrupted.cause in (Cause.CLIENT_GONE, Cause.CLIENT_STALLED):
-                return Outcome.CLIENT_GONE, None
-            return _engine_fault(call, upstream is not None, interrupted)
-        except EngineLost as lost:
-            if lost.has_broken_off and call.seat is not None:
-                self._pools[call.model].quarantine.killed(fingerprint(body), call.seat.engine.endpoint.name)
-            return _engine_fault(call, upstream is not None, lost)
-        except asyncio.CancelledError:  # the end of a drain: the gateway breaks off, not the engine and not the client
-            return Outcome.GATEWAY_CRASH, ApiError(errors.DRAINING, "This gateway stopped before the answer was complete.")
-        except Exception:
-            log.exception("request_broke", request_id=call.request_id)
-            return Outcome.GATEWAY_CRASH, _internal_error()
-        finally:
-            if upstream is not None:
-                upstream.abort()
 
     async def _finish(
         self, exchange: Exchange, call: Call, meter: Meter, sink: Sink, outcome: Outcome, error: ApiError | None
@@ -225,45 +188,6 @@ class Pipeline:
             await sink.fail(error)
         else:
             raise error
-
-    async def _ask(
-        self, path: str, body: bytes, call: Call, model: ServedModel, context: Context, meter: Meter, watch: Watch
-    ) -> Upstream:
-        """The first engine to answer with an event: the best one, or after a failure another, within the budget for retries.
-
-        Raises:
-            ApiError: none is ready or free, or those asked failed, or the engine finds fault with the request.
-        """
-        pool = self._pools[model.model_class]
-        if pool.quarantine.holds(fingerprint(body)):
-            raise ApiError(
-                errors.REQUEST_QUARANTINED, "Engines have stopped while they worked on this request. Change it to try again."
-            )
-        pool.retries.request()
-        failed: list[Engine] = []
-        failure: EngineFailed | None = None
-        while True:
-            try:
-                seat = call.seat = pool.take(context.prompt_tokens, context.chain, failed)
-            except ApiError:
-                if failure is not None:
-                    raise failure.answer() from failure
-                raise
-            if failure is not None:
-                self._metrics.retries.labels(call.model).inc()
-            meter.asked(seat.engine.endpoint.name, seat.reason, asyncio.get_running_loop().time())
-            watch.asking()
-            try:
-                return await self._dispatcher.send(seat, path, body, call.request_id, call.trace)
-            except EngineFailed as error:
-                seat.eject()
-                if error.has_broken_off:
-                    pool.quarantine.killed(fingerprint(body), seat.engine.endpoint.name)
-                failed.append(seat.engine)
-                failure = error
-                log.warning("engine_failed", request_id=call.request_id, engine=seat.engine.endpoint.name, reason=str(error))
-                if len(failed) == MAX_ATTEMPTS or not pool.retries.retry():
-                    raise error.answer() from error
 
     async def _read_body(self, exchange: Exchange) -> bytes:
         """The body, within the limits on size and headers.
@@ -310,26 +234,6 @@ class Pipeline:
         tokens.labels(call.model, "input").inc(closed.prompt_tokens - closed.cached_tokens)
         tokens.labels(call.model, "cached_input").inc(closed.cached_tokens)
         tokens.labels(call.model, "output").inc(closed.output_tokens)
-
-
-def _engine_fault(call: Call, has_begun: bool, reason: Exception) -> tuple[Outcome, ApiError]:
-    """The engine did not keep its side: before its first event the client may try again, after it the answer is broken."""
-    log.warning("engine_lost", request_id=call.request_id, model=call.model, reason=str(reason))
-    if call.seat is not None:
-        call.seat.eject()
-    if not has_begun:
-        return Outcome.NOT_SERVED, ApiError(errors.ENGINE_TIMEOUT, "The engine did not begin to answer in time.")
-    why = f": {reason}" if isinstance(reason, Interrupted) else ""
-    return Outcome.ENGINE_LOST, ApiError(errors.ENGINE_LOST, f"The answer broke off before it was complete{why}.")
-
-
-def fingerprint(body: bytes) -> bytes:
-    """What two requests share that are the same to an engine, tenant included."""
-    return hashlib.blake2b(body, digest_size=16).digest()
-
-
-def _internal_error() -> ApiError:
-    return ApiError(errors.INTERNAL_ERROR, "Something went wrong here. Quote the request id when you report it.")
 
 
 async def _answer(exchange: Exchange, call: Call, error: ApiError) -> None:
