@@ -1,7 +1,7 @@
 """One document out of an engine's events, for clients that do not stream. No I/O.
 
 The gateway always streams from the engine (docs/decisions/0004-always-stream.md), so the plain answer is put together
-here: contents joined, log-probabilities appended, each choice's end noted.
+here: contents and tool calls joined, log-probabilities appended, each choice's end noted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,22 @@ from serving.gateway.validate import Endpoint
 _DATA = b"data: "
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    """A piece of a tool's call: id and name come with the first, arguments with any."""
+
+    index: int = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -49,6 +63,7 @@ class _Answer:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.calls: dict[int, dict[str, Any]] = {}
         self.logprobs: dict[str, list[msgspec.Raw]] | None = None
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
@@ -56,6 +71,12 @@ class _Answer:
     def add(self, piece: _Choice) -> None:
         """Append the next piece."""
         self.texts.append((piece.delta.content if piece.delta is not None else piece.text) or "")
+        for call in (piece.delta.tool_calls if piece.delta is not None else None) or ():
+            whole = self.calls.setdefault(call.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+            whole["id"] = call.id or whole["id"]
+            if call.function is not None:
+                whole["function"]["name"] += call.function.name or ""
+                whole["function"]["arguments"] += call.function.arguments or ""
         for name, values in (piece.logprobs or {}).items():
             self.logprobs = self.logprobs or {}
             self.logprobs.setdefault(name, []).extend(values or ())
@@ -100,7 +121,12 @@ class Assembly:
 
     def _choice(self, index: int, answer: _Answer) -> dict[str, Any]:
         text = "".join(answer.texts)
-        content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        content: dict[str, Any] = {"text": text}
+        if self._is_chat:
+            content = {"message": {"role": "assistant", "content": text}}
+        if answer.calls:  # with them, no text is null to OpenAI's clients
+            calls = [call for _, call in sorted(answer.calls.items())]
+            content = {"message": {"role": "assistant", "content": text or None, "tool_calls": calls}}
         return {
             "index": index,
             **content,

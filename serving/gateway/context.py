@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from policies.routing.prefix_index import Chain, chain_of
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
+from serving.gateway.messages import Message, Tool
 from serving.gateway.prompts import RefusedConversation
 from serving.gateway.releases import LoadedRelease, ReleaseBook
 from serving.gateway.validate import ChatRequest, Request
@@ -74,9 +75,10 @@ class ContextCounter:
 
         if isinstance(request, ChatRequest):
             messages = [message.plain() for message in request.messages]
-            num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in messages)
+            tools = [tool.plain() for tool in request.tools] if request.tools else None
+            num_chars = sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools or ()))
             try:
-                return await self._maybe_in_thread(num_chars, lambda: chained(release.counter.chat_ids(messages)))
+                return await self._maybe_in_thread(num_chars, lambda: chained(release.counter.chat_ids(messages, tools)))
             except RefusedConversation as error:
                 reason = f"The model's chat template refuses these messages: {error!s:.200}"
                 raise ApiError(errors.INVALID_VALUE, reason, param="messages") from error
@@ -89,6 +91,15 @@ class ContextCounter:
         if num_chars <= INLINE_CHARS:
             return count()
         return await asyncio.get_running_loop().run_in_executor(self._threads, count)
+
+
+def _num_chars(message: Message) -> int:
+    calls = sum(len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or ())
+    return _MESSAGE_CHARS + len(message.text or "") + calls
+
+
+def _num_tool_chars(tool: Tool) -> int:
+    return _MESSAGE_CHARS + len(tool.function.description or "") + len(bytes(tool.function.parameters))
 
 
 def _check_ids(release: LoadedRelease, ids: list[int]) -> list[int]:

@@ -17,6 +17,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+Message = Mapping[str, Any]
+"""`role`, `content` (a text, or None) and, where they are there, `tool_calls`, `tool_call_id`, `name`."""
 _PROBE = "probe-of-plain-content"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _DEFAULT_TEMPLATE = "default"
@@ -55,24 +57,37 @@ class ChatTemplate:
         except (jinja2.TemplateError, RefusedConversation, TypeError, ValueError) as error:
             raise UnusableTemplate(f"{type(error).__name__}: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for `messages`, ready for the assistant's turn.
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The prompt for `messages`, ready for the assistant's turn, with the `tools` that it may call.
 
         Raises:
             RefusedConversation: as it says.
         """
         try:
-            return self._render(messages)
+            return self._render(messages, tools)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RefusedConversation(str(error)) from error
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        given: Sequence[Mapping[str, Any]] = messages if self._knows_developers else _with_one_system_message(messages)
-        if self._wants_parts:
-            given = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in given]
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        given = messages if self._knows_developers else _with_one_system_message(messages)
+        given = [self._as_rendered(message) for message in given]
         return self._template.render(
-            messages=given, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            messages=given, tools=tools, documents=None, add_generation_prompt=True, **self._special_tokens
         )
+
+    def _as_rendered(self, message: Message) -> Message:
+        """What vLLM (0.32, `renderers/chat_utils.py`) makes of a message: no content is empty content, and a call's arguments are
+        an object, an empty one where the model wrote something else."""
+        content = message["content"]
+        if self._wants_parts:
+            content = [] if content is None else [{"type": "text", "text": content}]
+        if not message.get("tool_calls"):
+            return {**message, "content": "" if content is None else content}
+        calls = [
+            {**call, "function": {**call["function"], "arguments": _object(call["function"].get("arguments"))}}
+            for call in message["tool_calls"]
+        ]
+        return {**message, "content": "" if content is None else content, "tool_calls": calls}
 
     def _carries_content(self) -> bool:
         try:
@@ -90,13 +105,13 @@ class PromptCounter:
         self._tokenizer = tokenizer
         self._template = template
 
-    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, the template's own included.
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """Token ids of a conversation, the template's own included and, where it shows them, the tools'.
 
         Raises:
             RefusedConversation: the template refuses the messages.
         """
-        return self._ids(self._template.render(messages), add_special_tokens=False)
+        return self._ids(self._template.render(messages, tools), add_special_tokens=False)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself."""
@@ -128,7 +143,7 @@ def prompt_counter(tokenizer_json: bytes, tokenizer_config: bytes, chat_template
     return PromptCounter(tokenizer, ChatTemplate(source, special))
 
 
-def _with_one_system_message(messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+def _with_one_system_message(messages: Sequence[Message]) -> Sequence[Message]:
     """What vLLM (0.32, `renderers/hf.py`) makes of a conversation with `developer` messages for a template that has no such role:
     they become system messages, and where there are several, or one that is not the first, all are joined at the front."""
     if all(message["role"] != "developer" for message in messages):
@@ -154,6 +169,14 @@ def _special_token(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
+
+
+def _object(arguments: Any) -> dict[str, Any]:
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _to_json(

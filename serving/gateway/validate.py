@@ -10,7 +10,6 @@ Nesting is measured by a linear scan before anything recurses. Whatever is refus
 from __future__ import annotations
 
 import re
-from itertools import accumulate
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -18,81 +17,33 @@ from msgspec import Meta
 
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
+from serving.gateway.messages import Closed, Message, NamedTool, ShortText, Tool, ToolChoice
+from serving.gateway.schemas import ResponseFormat, check_format, check_tools, is_deeper_than
 
 Endpoint = Literal["chat.completions", "completions"]
 ENDPOINTS: dict[str, Endpoint] = {"/v1/chat/completions": "chat.completions", "/v1/completions": "completions"}
 COMPLETIONS_MAX_TOKENS = 16
 """`max_tokens` of a completion that names none: OpenAI's documented default, and vLLM's."""
-MAX_SCHEMA_BYTES = 16 * 1024
-MAX_SCHEMA_DEPTH = 16
-"""A schema is compiled to a grammar by the engine: these keep one request from taking it down."""
-
 MaxTokens = Annotated[int, Meta(ge=1, le=1_048_576)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
-ShortText = Annotated[str, Meta(max_length=512)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+LogitBias = Annotated[
+    dict[Annotated[str, Meta(pattern="^[0-9]{1,10}$")], Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)
+]
+"""By token id."""
+Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], ShortText], Meta(max_length=16)]
 
 
-class _Closed(msgspec.Struct, forbid_unknown_fields=True):
-    """Refuses fields that it does not name."""
-
-
-class TextPart(_Closed):
-    """A part of a message; text is the only kind."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Closed):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Meta(min_length=1, max_length=1024)]
-    name: Annotated[str, Meta(max_length=64)] | None = None
-    tool_call_id: Annotated[str, Meta(max_length=64)] | None = None
-    refusal: None = None
-    """Answers carry it; clients send answers back."""
-
-    @property
-    def text(self) -> str:
-        """The content as one string; parts are joined as vLLM joins them, by line ends."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-
-    def plain(self) -> dict[str, str]:
-        """The message as chat templates and engines take it."""
-        message = {"role": self.role, "content": self.text}
-        if self.name is not None:
-            message["name"] = self.name
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        return message
-
-
-class JsonSchema(_Closed):
-    """A schema that the answer must follow."""
-
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
-    schema: msgspec.Raw
-    description: ShortText | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(_Closed):
-    """The form of the answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class StreamOptions(_Closed):
+class StreamOptions(Closed):
     """What a stream carries besides its tokens."""
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """OpenAI pads its events against eavesdroppers who measure them; nothing is padded here, whatever this says."""
 
 
-class _Common(_Closed, kw_only=True):
+class _Common(Closed, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=128)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -107,7 +58,14 @@ class _Common(_Closed, kw_only=True):
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     response_format: ResponseFormat | None = None
+    logit_bias: LogitBias | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     user: ShortText | None = None
+    metadata: Metadata | None = None
+    safety_identifier: ShortText | None = None
+    prompt_cache_key: ShortText | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    """From `user` on: labels of the client's own, which are taken and change nothing."""
 
     @property
     def is_streamed(self) -> bool:
@@ -132,6 +90,10 @@ class ChatRequest(_Common, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Meta(min_length=1, max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
 
     @property
     def output_limit(self) -> int | None:
@@ -171,13 +133,11 @@ _DECODERS: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     "chat.completions": msgspec.json.Decoder(ChatRequest),
     "completions": msgspec.json.Decoder(CompletionRequest),
 }
-_OURS = frozenset({"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages", "user"})
+_LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"})
+_OURS = _LABELS | {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages"}
 """Fields that the engine gets from us, or not at all."""
 _MAX_COMPLAINT_LENGTH = 400
 """An unknown field's name may be as long as the body; an answer does not send it back whole."""
-_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _FAULT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _NAMED_FIELD = re.compile(r"Object (?P<kind>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 
@@ -202,15 +162,6 @@ def parse(endpoint: Endpoint, body: bytes, *, max_depth: int) -> Request:
         raise ApiError(errors.INVALID_JSON, f"The body is not valid JSON: {error}.") from error
     _check_together(request)
     return request
-
-
-def is_deeper_than(body: bytes, max_depth: int) -> bool:
-    """Arrays and objects in `body` nest more than `max_depth` deep. Linear in its length, whatever it holds; not valid JSON is
-    measured as far as its brackets go. `[[1], "[["]` is two deep."""
-    if body.count(b"[") + body.count(b"{") <= max_depth:
-        return False
-    brackets = _STRINGS.sub(b"", body).translate(None, _NOT_BRACKETS)
-    return any(depth > max_depth for depth in accumulate(map(_STEPS.__getitem__, brackets)))
 
 
 def engine_body(request: Request, *, model: str, max_tokens: int, cache_salt: str) -> bytes:
@@ -241,27 +192,42 @@ def _check_together(request: Request) -> None:
     if isinstance(request, ChatRequest):
         if request.top_logprobs and not request.logprobs:
             raise ApiError(errors.INVALID_VALUE, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
+        if request.store:
+            raise ApiError(errors.UNSUPPORTED_PARAMETER, "`store: true` is not supported: answers are not kept.", param="store")
+        _check_messages(request.messages)
+        _check_tools(request)
     elif isinstance(request.prompt, list) and not (request.prompt_text or request.prompt_ids):
         reason = "`prompt` must be a string, a list of one string, or a list of token ids; send several prompts one by one."
         raise ApiError(errors.INVALID_VALUE, reason, param="prompt")
-    _check_format(request.response_format)
+    if request.response_format is not None:
+        check_format(request.response_format)
 
 
-def _check_format(response_format: ResponseFormat | None) -> None:
-    if response_format is None:
+def _check_messages(messages: list[Message]) -> None:
+    for number, message in enumerate(messages):
+        if message.tool_calls is not None and message.role != "assistant":
+            param = f"messages[{number}].tool_calls"
+            raise ApiError(errors.INVALID_VALUE, f"`{param}`: only an assistant calls tools.", param=param)
+        if message.content is None and message.tool_calls is None:
+            param = f"messages[{number}].content"
+            raise ApiError(errors.INVALID_VALUE, f"`{param}`: only a message with `tool_calls` goes without.", param=param)
+
+
+def _check_tools(request: ChatRequest) -> None:
+    choice, tools = request.tool_choice, request.tools
+    if tools is None:
+        for param in ("tool_choice", "parallel_tool_calls"):
+            if getattr(request, param) not in (None, "none"):
+                raise ApiError(errors.INVALID_VALUE, f"`{param}` is allowed only with `tools`.", param=param)
         return
-    wanted, given = response_format.type == "json_schema", response_format.json_schema
-    if wanted != (given is not None):
-        reason = "`response_format.json_schema` belongs to the type `json_schema`, which needs it."
-        raise ApiError(errors.INVALID_VALUE, reason, param="response_format.json_schema")
-    if given is None:
-        return
-    schema, param = bytes(given.schema), "response_format.json_schema.schema"
-    if not schema.lstrip().startswith(b"{"):
-        raise ApiError(errors.INVALID_VALUE, "A JSON schema must be an object.", param=param)
-    if len(schema) > MAX_SCHEMA_BYTES or is_deeper_than(schema, MAX_SCHEMA_DEPTH):
-        reason = f"A JSON schema may have {MAX_SCHEMA_BYTES} bytes and {MAX_SCHEMA_DEPTH} levels."
-        raise ApiError(errors.INVALID_VALUE, reason, param=param)
+    check_tools(tools)
+    if isinstance(choice, NamedTool) and choice.function.name not in {tool.function.name for tool in tools}:
+        reason = f"`tool_choice` names `{choice.function.name}`, which is not among `tools`."
+        raise ApiError(errors.INVALID_VALUE, reason, param="tool_choice")
+    is_forced = isinstance(choice, NamedTool) or choice == "required"
+    if is_forced and request.response_format is not None and request.response_format.type != "text":
+        reason = "An answer is either a call of a tool or of a `response_format`, not both."
+        raise ApiError(errors.INVALID_VALUE, reason, param="response_format")
 
 
 def _refusal(message: str) -> ApiError:

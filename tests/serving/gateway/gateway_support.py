@@ -88,6 +88,8 @@ class Behaviour:
     finish_reason: str = "stop"
     omits_final_usage: bool = False
     omits_done: bool = False
+    call: str = ""
+    """The name of a tool, which is called with the tokens as its arguments."""
     burst: bool = False
     """All events in one write."""
 
@@ -246,7 +248,7 @@ class FakeEngine:
             is_last = number == len(does.tokens)
             for index in choices:
                 piece: dict[str, Any] = {"index": index}
-                piece |= {"delta": {"content": token}} if is_chat else {"text": token}
+                piece |= {"delta": _delta(does, number, token)} if is_chat else {"text": token}
                 piece |= {
                     "logprobs": _logprobs(asked.body, token, is_chat),
                     "finish_reason": does.finish_reason if is_last else None,
@@ -266,6 +268,16 @@ class FakeEngine:
     def prompt_tokens(body: dict[str, Any]) -> int:
         """The engine's own idea of the prompt's length; never equal to the gateway's, to tell whose count is billed."""
         return 1000 + len(json.dumps(body.get("messages") or body.get("prompt")))
+
+
+def _delta(does: Behaviour, number: int, token: str) -> dict[str, Any]:
+    """vLLM tells a call's id and name first, and then its arguments in pieces."""
+    if not does.call:
+        return {"content": token}
+    call: dict[str, Any] = {"index": 0, "function": {"arguments": token}}
+    if number == 1:
+        call = {"id": "call_1", "type": "function", "index": 0, "function": {"name": does.call, "arguments": token}}
+    return {"content": None, "tool_calls": [call]}
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:

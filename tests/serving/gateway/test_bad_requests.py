@@ -35,6 +35,17 @@ def said(**message: Any) -> dict[str, Any]:
     return chat_body(messages=[{"role": "user", "content": "x", **message}])
 
 
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **function}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+PARAMETERS = "tools[0].function.parameters"
+JSON = {"type": "json_object"}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 FORMAT, SCHEMA = "response_format.json_schema", "response_format.json_schema.schema"
 SCHEMA_TYPE = {"type": "json_schema"}
 IMAGE = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
@@ -89,9 +100,27 @@ BAD: list[tuple[str, str, Any, int, str, str | None]] = [
     ("texts among token ids", TEXT, completion(prompt=[1, "b"]), 400, "invalid_value", "prompt"),
     ("a negative token id", TEXT, completion(prompt=[-1]), 400, "invalid_value", "prompt[0]"),
     ("a token id that the model has not", TEXT, completion(prompt=[1, 99_999]), 400, "invalid_value", "prompt"),
-    ("tools", CHAT, chat_body(tools=[]), 400, "unsupported_parameter", "tools"),
+    ("no tools", CHAT, chat_body(tools=[]), 400, "invalid_value", "tools"),
+    ("129 tools", CHAT, chat_body(tools=[tool(name=f"f{n}") for n in range(129)]), 400, "invalid_value", "tools"),
+    ("two tools of one name", CHAT, chat_body(tools=[tool(), tool()]), 400, "invalid_value", "tools"),
+    ("a tool that is no function", CHAT, chat_body(tools=[{"type": "web_search"}]), 400, "invalid_value", "tools[0].type"),
+    ("a tool named by a sentence", CHAT, chat_body(tools=[tool(name="a b")]), 400, "invalid_value", "tools[0].function.name"),
+    ("a tool's schema that is a list", CHAT, chat_body(tools=[tool(parameters=[])]), 400, "invalid_value", PARAMETERS),
+    ("a tool's schema 17 deep", CHAT, chat_body(tools=[tool(parameters=nested(17))]), 400, "invalid_value", PARAMETERS),
+    ("a tool required of none", CHAT, chat_body(tool_choice="required"), 400, "invalid_value", "tool_choice"),
+    ("a choice that is none", CHAT, chat_body(tools=[tool()], tool_choice="some"), 400, "invalid_value", "tool_choice"),
+    ("a tool that is not there", CHAT, chat_body(tools=[tool()], tool_choice=named("g")), 400, "invalid_value", "tool_choice"),
+    ("parallel calls of nothing", CHAT, chat_body(parallel_tool_calls=True), 400, "invalid_value", "parallel_tool_calls"),
+    ("a call and a form", CHAT, chat_body(tools=[tool()], tool_choice="required", response_format=JSON), 400, "invalid_value",
+     "response_format"),
+    ("a user's tool call", CHAT, said(tool_calls=[CALL]), 400, "invalid_value", "messages[0].tool_calls"),
+    ("no tool calls", CHAT, said(role="assistant", tool_calls=[]), 400, "invalid_value", "messages[0].tool_calls"),
+    ("an answer to keep", CHAT, chat_body(store=True), 400, "unsupported_parameter", "store"),
+    ("a bias of 101", CHAT, chat_body(logit_bias={"1": 101}), 400, "invalid_value", "logit_bias[...]"),
+    ("a bias of a word", CHAT, chat_body(logit_bias={"x": 1}), 400, "invalid_value", None),
+    ("metadata that is no text", CHAT, chat_body(metadata={"a": 1}), 400, "invalid_value", "metadata[...]"),
+    ("seventeen metadata", CHAT, chat_body(metadata={str(n): "" for n in range(17)}), 400, "invalid_value", "metadata"),
     ("functions", CHAT, chat_body(functions=[]), 400, "unsupported_parameter", "functions"),
-    ("a tool call", CHAT, said(tool_calls=[]), 400, "unsupported_parameter", "messages[0].tool_calls"),
     ("an image", CHAT, said(content=[IMAGE]), 400, "unsupported_parameter", "messages[0].content[0].type"),
     ("another's cache salt", CHAT, chat_body(cache_salt="theirs"), 400, "unsupported_parameter", "cache_salt"),
     ("a priority", CHAT, chat_body(priority=-1), 400, "unsupported_parameter", "priority"),

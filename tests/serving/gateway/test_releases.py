@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import boto3
+import msgspec
 import pytest
 from gateway_support import CHAT_TEMPLATE, TOKENIZER_CONFIG
 from moto import mock_aws
 from tokenizers import Tokenizer
 
+from serving.gateway.messages import Tool
 from serving.gateway.prompts import ChatTemplate, RefusedConversation, UnusableTemplate, prompt_counter
 from serving.gateway.releases import ReleaseBook, ReleaseReader
 from serving.models.manifest import Manifest, ReleaseFile, release_prefix
@@ -160,6 +162,44 @@ def test_blocks_are_trimmed_and_json_is_written_as_the_engine_does() -> None:
     assert (
         ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "u", "content": "é<"}])
         == '<s>{"role": "u", "content": "é<"}\n'
+    )
+
+
+TOOLS_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t | tojson }}|{% endfor %}"
+    "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}{{ c['function']['name'] }}{{ c['function']['arguments'] | tojson }}{% endfor %}"
+    "|{% endfor %}"
+)
+CALLS: list[tuple[str, str]] = [
+    # arguments as a model wrote them; as vLLM gives them to a template
+    ('{"b": 1, "a": "\u00e9"}', '{"b": 1, "a": "é"}'),
+    ("", "{}"),
+    ('{"cut', "{}"),
+    ("[1]", "{}"),
+    ('"Paris"', "{}"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "rendered"), CALLS)
+def test_tool_calls_are_rendered_as_the_engine_renders_them(arguments: str, rendered: str) -> None:
+    """A conversation whose calls are counted otherwise than the engine counts them has a wrong bill from its second turn on."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "x", "tool_call_id": "c"},
+    ]
+    assert ChatTemplate(TOOLS_TEMPLATE, {}).render(messages) == f"assistant:f{rendered}|tool:x|"
+
+
+def test_tools_reach_the_template_with_their_fields_in_vllms_order() -> None:
+    body = b'{"type":"function","function":{"strict":true,"parameters":{"z":1,"a":1.0},"name":"f"}}'
+    plain = b'{"function":{"name":"g"},"type":"function"}'
+    tools = [msgspec.json.decode(document, type=Tool).plain() for document in (body, plain)]
+    assert ChatTemplate(TOOLS_TEMPLATE, {}).render([{"role": "user", "content": "x"}], tools) == (
+        '{"type": "function", "function": {"name": "f", "description": null, "parameters": {"z": 1, "a": 1.0}, "strict": true}}|'
+        '{"type": "function", "function": {"name": "g", "description": null, "parameters": null}}|'
+        "user:x|"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.gateway.errors import ApiError
-from serving.gateway.validate import ENDPOINTS, ChatRequest, engine_body, is_deeper_than, parse
+from serving.gateway.schemas import is_deeper_than
+from serving.gateway.validate import ENDPOINTS, ChatRequest, engine_body, parse
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(['"[{', '\\"[', "\\", "]}"]),
@@ -65,10 +67,17 @@ def test_every_field_that_is_allowed_reaches_the_engine() -> None:
         "n": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "presence_penalty": 0.1, "frequency_penalty": 0.2,
         "repetition_penalty": 1.1, "stop": ["a"], "seed": 7, "logprobs": True, "top_logprobs": 2,
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}},
+        "logit_bias": {"7": -100, "8": 2.5}, "min_p": 0.1, "parallel_tool_calls": False, "tool_choice": "auto",
+        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"b": 1}, "strict": True}}],
     }  # fmt: skip
     ours = {"stream": True, "stream_options": {"include_usage": True}, "user": "u", "max_tokens": 3, "max_completion_tokens": 4}
-    message = {"role": "tool", "content": "x", "name": "n", "tool_call_id": "t", "refusal": None}
-    body = json.dumps({"model": "small", "messages": [message], **fields, **ours}).encode()
+    ours |= {"metadata": {"a": "b"}, "safety_identifier": "s", "prompt_cache_key": "p", "service_tier": "auto", "store": False}
+    call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "audio": None},
+        {"role": "tool", "content": "x", "name": "n", "tool_call_id": "t", "refusal": None},
+    ]
+    body = json.dumps({"model": "small", "messages": messages, **fields, **ours}).encode()
     request = parse("chat.completions", body, max_depth=64)
     assert isinstance(request, ChatRequest)
     assert request.output_limit == 4
@@ -81,9 +90,21 @@ def test_every_field_that_is_allowed_reaches_the_engine() -> None:
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         "max_tokens": 4,
         "cache_salt": "s",
-        "messages": [{"role": "tool", "content": "x", "name": "n", "tool_call_id": "t"}],
+        "messages": [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "x", "name": "n", "tool_call_id": "t"},
+        ],
         **fields,
     }
+
+
+def test_the_schemas_of_all_tools_together_are_bounded() -> None:
+    """Each may be large; a hundred large ones would be one huge grammar."""
+    tools = [{"type": "function", "function": {"name": f"f{n}", "parameters": {"title": "x" * 15_000}}} for n in range(9)]
+    for number, is_refused in ((8, False), (9, True)):
+        body = {"model": "small", "messages": [{"role": "user", "content": "x"}], "tools": tools[:number]}
+        with pytest.raises(ApiError) if is_refused else nullcontext():
+            parse("chat.completions", json.dumps(body).encode(), max_depth=64)
 
 
 def test_null_means_left_out() -> None:
