@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from infra.instances import GPU_MEMORY_GIB, INSTANCE_SHAPES, MAX_GPUS_PER_NODE, GpuKind
 from infra.naming import Names
-from serving.settings import RELEASE_FOLDER, EngineKind, ModelClass, Price
+from serving.settings import RELEASE_FOLDER, EngineKind, ModelClass
 
 GIB = 2**30
 
@@ -138,7 +138,6 @@ class Model(_Frozen):
     engine_env: dict[str, str] = {}
     max_in_flight_per_engine: Annotated[int, Field(ge=1, le=4096)] = 64
     """Requests one gateway keeps at one engine."""
-    price: Price
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -247,7 +246,6 @@ class Catalog(_Frozen):
 
     name_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,15}$")]
     """Begins every physical name. S3 names are the world's: take your own."""
-    price_version: Annotated[str, Field(min_length=1, max_length=64)]
     regions: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")], Region], Field(min_length=1)]
     models: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")], Model], Field(min_length=1)]
     classes: dict[ModelClass, ClassFleet]

@@ -1,6 +1,6 @@
-"""What a stack is told: its own file, `stacks/Pulumi.<stack>.yaml`, and the catalog that all share.
+"""What a stack is told: its own file, `stacks/Pulumi.<stack>.yaml`, and the catalog and the tariffs that all share.
 
-Both are checked whole before any resource exists, and every fault is reported at once. The engine hands a program its stack's
+All are checked whole before any resource exists, and every fault is reported at once. The engine hands a program its stack's
 values as text (`3`, `{"replicas": 3}`); the embedded run hands over the file's own. Both fit the same models.
 """
 
@@ -20,10 +20,12 @@ from infra.errors import ConfigError
 from infra.naming import PROJECT, Names, StackName
 from infra.rules import stack_file_name
 from infra.stack_config import ClusterConfig, LayerT, ServingConfig
+from policies.billing.tariffs import Tariffs
 from serving.settings import ModelClass
 
 STACKS_DIR = Path(__file__).resolve().parents[1] / "stacks"
 CATALOG_NAME = "catalog.yaml"
+TARIFFS_NAME = "tariffs.yaml"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Program(Generic[LayerT]):
 
     stack: StackName
     catalog: Catalog
+    tariffs: Tariffs
     config: LayerT
 
     @property
@@ -51,10 +54,14 @@ class Program(Generic[LayerT]):
 
     def model(self, model_class: ModelClass) -> Model:
         """The model that this environment serves as `model_class`."""
+        return self.catalog.models[self.model_name(model_class)]
+
+    def model_name(self, model_class: ModelClass) -> str:
+        """That model's name in the catalog."""
         served = self.environment.models
         if isinstance(self.config, ServingConfig) and self.config.twins:
             served = {**served, **self.environment.twins}
-        return self.catalog.models[served[model_class]]
+        return served[model_class]
 
 
 def load(stack: StackName, model: type[LayerT], values: Mapping[str, Any], stacks_dir: Path = STACKS_DIR) -> Program[LayerT]:
@@ -64,6 +71,8 @@ def load(stack: StackName, model: type[LayerT], values: Mapping[str, Any], stack
         ConfigError: anything is wrong with either; every fault is a line.
     """
     catalog, faults = _parse_catalog(stacks_dir)
+    tariffs, tariff_faults = _parse_tariffs(stacks_dir, catalog)
+    faults += tariff_faults
     shown = stack_file_name(stack)
     config, stack_faults = parse(model, {key: _decoded(value) for key, value in values.items()}, shown, f"{PROJECT}:")
     faults += stack_faults
@@ -73,8 +82,8 @@ def load(stack: StackName, model: type[LayerT], values: Mapping[str, Any], stack
         if config is not None and not elsewhere:
             faults += rules.faults_of(stack, catalog, config, _cluster_below(stack, config, stacks_dir), today())
     raise_all(faults)
-    assert catalog is not None and config is not None
-    return Program(stack, catalog, config)
+    assert catalog is not None and tariffs is not None and config is not None
+    return Program(stack, catalog, tariffs, config)
 
 
 def load_catalog(stacks_dir: Path = STACKS_DIR) -> Catalog:
@@ -151,8 +160,23 @@ def _cluster_below(stack: StackName, config: LayerT, stacks_dir: Path) -> Cluste
 def _parse_catalog(stacks_dir: Path) -> tuple[Catalog | None, list[str]]:
     shown = f"stacks/{CATALOG_NAME}"
     catalog, faults = parse(Catalog, read_yaml(stacks_dir / CATALOG_NAME, shown), shown)
-    # A rule over the whole document reports several faults in one error; each is a line of its own.
-    return catalog, [line if line.startswith(shown) else f"{shown}: {line}" for fault in faults for line in fault.splitlines()]
+    return catalog, _lines(shown, faults)
+
+
+def _parse_tariffs(stacks_dir: Path, catalog: Catalog | None) -> tuple[Tariffs | None, list[str]]:
+    """The tariffs, and what is wrong with them; they price every model that an environment serves."""
+    shown = f"stacks/{TARIFFS_NAME}"
+    tariffs, faults = parse(Tariffs, read_yaml(stacks_dir / TARIFFS_NAME, shown), shown)
+    if tariffs is not None and catalog is not None:
+        environments = catalog.environments.values()
+        served = {model for its in environments for model in (*its.models.values(), *its.twins.values())}
+        faults += [f"{shown}: {fault}" for fault in tariffs.unpriced(sorted(served & catalog.models.keys()))]
+    return tariffs, _lines(shown, faults)
+
+
+def _lines(shown: str, faults: list[str]) -> list[str]:
+    """A rule over a whole document reports several faults in one error; each is a line of its own here."""
+    return [line if line.startswith(shown) else f"{shown}: {line}" for fault in faults for line in fault.splitlines()]
 
 
 def _decoded(value: Any) -> Any:

@@ -44,11 +44,16 @@ class Secrets(_Frozen):
 
 
 class Price(_Frozen):
-    """List price of a model in micro-dollars per million tokens: one token then costs that many pico-dollars, an integer."""
+    """A price of a model from a moment on, in micro-dollars per million tokens; `policies.billing.tariffs` says what it means."""
 
+    version: Annotated[str, Field(min_length=1, max_length=64)]
+    effective_from_ms: int
     input_micro_usd_per_mtok: Annotated[int, Field(ge=0)]
     cached_input_micro_usd_per_mtok: Annotated[int, Field(ge=0)]
     output_micro_usd_per_mtok: Annotated[int, Field(ge=0)]
+    batch_discount_percent: Annotated[int, Field(ge=0, le=100)] = 0
+    adapter_surcharge_percent: Annotated[int, Field(ge=0)] = 0
+    adapters: dict[str, int] = {}
 
 
 class ServedModel(_Frozen):
@@ -64,7 +69,8 @@ class ServedModel(_Frozen):
     engine_port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     max_in_flight_per_engine: Annotated[int, Field(ge=1, le=4096)] = 64
     """Requests a gateway keeps at one engine; beyond it new ones are answered 503 with Retry-After."""
-    price: Price
+    prices: Annotated[tuple[Price, ...], Field(min_length=1)]
+    """Oldest first; the one in force when a request is opened rates it."""
 
 
 class Timeouts(_Frozen):
@@ -106,7 +112,6 @@ class GatewaySettings(_Frozen):
     cache_url: str
     """`redis://host:port` of the region's cache."""
     models: tuple[ServedModel, ...]
-    price_version: str
     timeouts: Timeouts = Timeouts()
     journal: JournalSettings = JournalSettings()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024

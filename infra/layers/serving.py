@@ -7,6 +7,7 @@ destroyed, so that bindings and nodes are taken down by those who made them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pulumi
 
@@ -35,7 +36,7 @@ from infra.stack_config import ServingConfig
 from infra.stack_config.serving import HOST_IMAGE
 from infra.stackref import ClusterOutputs, FoundationOutputs, ServingOutputs, export, read
 from infra.timers import Stop
-from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, ServedModel, Tables
+from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, Price, ServedModel, Tables
 
 
 def build(program: Program[ServingConfig]) -> None:
@@ -234,7 +235,6 @@ def _gateway_settings(
         archive_bucket=foundation.regions[region].archive_bucket,
         cache_url=cache_url,
         models=tuple(_served_model(program, model_class) for model_class in sorted(environment.models)),
-        price_version=program.catalog.price_version,
         journal=JournalSettings(seal_after_s=program.config.gateway.usage_ships_after_s),
         drain_s=stop.drain_s,
     )
@@ -249,7 +249,7 @@ def _served_model(program: Program[ServingConfig], model_class: ModelClass) -> S
         engine_service=f"{service_name(model_class)}.{NAMESPACE}",
         engine_port=engine_fleet.HTTP_PORT,
         max_in_flight_per_engine=model.max_in_flight_per_engine,
-        price=model.price,
+        prices=tuple(Price(**asdict(price)) for price in program.tariffs.price_list(program.model_name(model_class))),
     )
 
 

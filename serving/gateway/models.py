@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from policies.billing.tariffs import ListPrice, PriceList, Rate
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
 from serving.gateway.tenants import Tenant
@@ -19,6 +20,7 @@ class Models:
 
     def __init__(self, served: Sequence[ServedModel]) -> None:
         self.served = tuple(served)
+        self._prices = {model.model_class: PriceList([ListPrice(**dict(price)) for price in model.prices]) for model in served}
         self._by_name = {name: model for model in served for name in (model.model_class, *model.aliases)}
 
     def choose(self, name: str, tenant: Tenant) -> ServedModel:
@@ -32,6 +34,10 @@ class Models:
             message = f"The model `{name}` does not exist or you do not have access to it."
             raise ApiError(errors.MODEL_NOT_FOUND, message, param="model")
         return model
+
+    def rate(self, model: ServedModel, opened_at_ms: int) -> Rate:
+        """What a request to `model` pays that is opened at this moment."""
+        return self._prices[model.model_class].rate(opened_at_ms)
 
     def available_to(self, tenant: Tenant) -> list[ServedModel]:
         """The classes that `tenant` may use."""

@@ -209,6 +209,8 @@ class Pipeline:
             raise ApiError(errors.INVALID_HTTP, "The body is not framed as its headers say.") from error
 
     def _meter(self, call: Call, principal: Principal, model: ServedModel, context: Context) -> Meter:
+        opened_at_ms = settle.now_ms()
+        rate = self._models.rate(model, opened_at_ms)
         opened = UsageOpen(
             event_id=settle.mint_event_id(),
             tenant=principal.tenant.id,
@@ -218,12 +220,12 @@ class Pipeline:
             region=self._settings.region,
             gateway=self._gateway,
             endpoint=call.endpoint,
-            opened_at_ms=settle.now_ms(),
+            opened_at_ms=opened_at_ms,
             prompt_tokens=context.prompt_tokens,
-            price_version=self._settings.price_version,
-            input_micro_usd_per_mtok=model.price.input_micro_usd_per_mtok,
-            cached_input_micro_usd_per_mtok=model.price.cached_input_micro_usd_per_mtok,
-            output_micro_usd_per_mtok=model.price.output_micro_usd_per_mtok,
+            price_version=rate.version,
+            input_micro_usd_per_mtok=rate.input_micro_usd_per_mtok,
+            cached_input_micro_usd_per_mtok=rate.cached_input_micro_usd_per_mtok,
+            output_micro_usd_per_mtok=rate.output_micro_usd_per_mtok,
             request_id=call.request_id,
         )
         return Meter(self._journal, self._settings.journal, opened)

@@ -67,9 +67,15 @@ CATALOG_FAULTS = [
     ("{kind: a100-40g, count: 1}", "{kind: h100, count: 1}", "`models.qwen2.5-7b-instruct.gpus.kind` is 'h100'"),
     ('account_id: "000000000000"', "account_id: 0", "`environments.local.account_id` is 0"),
     ("name_prefix: flotilla", "name_prefx: flotilla", "`name_prefx` is not a known key. Did you mean `name_prefix`?"),
-    ("price_version:", "#", "stacks/catalog.yaml: `price_version` is missing. Add it."),
     ("regions:\n  us-east-2:", "regions:\n  us-west-2: {}\n  us-east-2:", "key 'us-west-2' stands here twice"),
     ("regions:\n", "regions: [\n", "stacks/catalog.yaml, line"),
+]
+TARIFF_FAULTS = [
+    ("batch_discount_percent: 50", "batch_discount_percent: 500", "`tariffs.0.batch_discount_percent` is 500"),
+    ("smollm2-135m-instruct:", "smollm3:", "'2026-11', has no price of `smollm2-135m-instruct`, which is served"),
+    ("cached_input: 5000", "cached_input: 50000", "prices `smollm2-135m-instruct` cached input at 50000"),
+    ("input: 20000,", "input: 0.02,", "`tariffs.0.models.smollm2-135m-instruct.input` is 0.02"),
+    ("effective_from: 2026-11-01", "effective_from: soon", "`tariffs.0.effective_from` is 'soon'"),
 ]
 STACK_FILE_FAULTS = [
     ("replicas: 1", "replicas: none", "`flotilla:gateway.replicas` is 'none': "),
@@ -102,6 +108,14 @@ def test_a_wrong_value_in_the_catalog_is_told_by_key_and_value(stacks_dir: Path,
     faults = faults_of(stacks_dir)
     assert any(told in fault for fault in faults), faults
     assert all(fault.startswith("stacks/catalog.yaml") for fault in faults)
+
+
+@pytest.mark.parametrize(("old", "new", "told"), TARIFF_FAULTS)
+def test_a_wrong_value_in_the_tariffs_is_told_by_key_and_value(stacks_dir: Path, old: str, new: str, told: str) -> None:
+    edit(stacks_dir / "tariffs.yaml", old, new)
+    faults = faults_of(stacks_dir)
+    assert any(told in fault for fault in faults), faults
+    assert all(fault.startswith("stacks/tariffs.yaml") for fault in faults)
 
 
 @pytest.mark.parametrize(("old", "new", "told"), STACK_FILE_FAULTS)

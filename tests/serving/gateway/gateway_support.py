@@ -365,14 +365,15 @@ class KeyBook:
 
 
 def make_settings(**changes: Any) -> GatewaySettings:
-    price = {"input_micro_usd_per_mtok": 100, "cached_input_micro_usd_per_mtok": 10, "output_micro_usd_per_mtok": 300}
+    price = {"version": "2026-11", "effective_from_ms": 0}
+    price |= {"input_micro_usd_per_mtok": 100, "cached_input_micro_usd_per_mtok": 10, "output_micro_usd_per_mtok": 300}
     served = {
         "model_class": "small",
         "aliases": ["SmolLM2"],
         "context_window_tokens": WINDOW,
         "engine_service": "engine-small.serving",
         "max_in_flight_per_engine": 4,
-        "price": price,
+        "prices": [price],
     }
     document = {
         "environment": "test",
@@ -384,7 +385,6 @@ def make_settings(**changes: Any) -> GatewaySettings:
         "archive_bucket": "archive",
         "cache_url": "redis://127.0.0.1:1",
         "models": [served, {**served, "model_class": "large", "aliases": [], "engine_service": "engine-large.serving"}],
-        "price_version": "2026-11",
         "timeouts": {"connect_s": 0.5, "first_token_s": 5, "gap_s": 5, "request_s": 30},
         "max_body_bytes": 64 * 1024,
     }

@@ -57,7 +57,6 @@ def settings_file(tmp_path: Path, aws: Any) -> Path:
         archive_bucket=aws.bucket,
         cache_url="redis://127.0.0.1:6379",
         models=(),
-        price_version="2025-11",
         drain_s=5,
     )
     path = tmp_path / "gateway.json"

@@ -1,0 +1,1 @@
+"""What tokens cost a tenant, and what is written on its invoice."""
