@@ -1,176 +1,129 @@
-"""`flotilla simulate`: what a rule for scaling makes of a load, beside the rules that it is judged by."""
+"""`flotilla simulate`: what a policy for scaling makes of a load, beside those that it is judged by."""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
-from policies.autoscaling.loads import LOADS, replayed
-from policies.autoscaling.rules import RULES, TARGET_SHARE, Targets
-from policies.autoscaling.simulation import EngineModel, Limits, Outcome, simulate
-from policies.capacity.operating_point import Mix, operating_point
-from policies.cold_start import model_cold_start
+from infra.scaling import report
+from infra.scaling.picture import picture
+from infra.scaling.recordings import recorded_load
+from infra.scaling.setting import setting
+from policies.autoscaling.contenders import CONTENDERS, contender
+from policies.autoscaling.fidelity import ModelError, checkable, model_error
+from policies.autoscaling.loads import LOADS
+from policies.autoscaling.replay import replay
+from policies.autoscaling.rules import TARGET_SHARE, Targets
+from policies.autoscaling.scenario import Bounds, EngineModel, Load
+from policies.autoscaling.simulation import simulate
 from serving.errors import UserError
-
-IMAGE_GB = 10.76
-"""vLLM's image, as `policies.cold_start` has it from a measurement by others."""
-NUM_WEIGHT_FILES = 8
-BARS = "▁▂▃▄▅▆▇█"
-PICTURE_WIDTH = 96
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the command line."""
-    app.command("simulate")(simulate_rules)
+    app.command("simulate")(simulate_policies)
 
 
-def simulate_rules(
+def simulate_policies(
     load: Annotated[
-        str, typer.Option(help=f"{', '.join(LOADS)}, or a CSV file whose first column is the time of each request.")
+        str,
+        typer.Option(help=f"{', '.join(LOADS)}, or a CSV file: time of each request, and tokens in and out where it has them."),
     ] = "diurnal",
-    rule: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(RULES)}; repeat it. [default: all]")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(CONTENDERS)}; repeat it. [default: all]")] = None,
     model_class: Annotated[str, typer.Option("--class", help="Model class.")] = "small",
     env: Annotated[str, typer.Option("--env", help="Environment whose model and prices count.")] = "prod",
     peak_req_per_s: Annotated[float, typer.Option(min=0.1, help="Of the busiest minute, over all engines.")] = 400,
     hours: Annotated[float, typer.Option(min=0.1, max=168, help="Of a generated load.")] = 24,
+    cached_percent: Annotated[float, typer.Option(min=0, max=99, help="Of prompt tokens found in the prefix cache.")] = 0,
     min_engines: Annotated[int, typer.Option(min=1, help="The floor.")] = 10,
-    max_engines: Annotated[int, typer.Option(min=1, max=10_000, help="The ceiling.")] = 100,
+    max_engines: Annotated[int, typer.Option(min=1, max=10_000, help="The ceiling, spot included.")] = 100,
+    spot: Annotated[int, typer.Option(min=0, help="The last so many of them are on spot.")] = 0,
+    spot_losses_per_h: Annotated[float, typer.Option(min=0, max=60, help="How often each spot engine goes.")] = 0.0,
+    node_s: Annotated[float, typer.Option(min=0, help="Until a new engine's node is there: assumed.")] = 90,
     in_flight: Annotated[
         float | None, typer.Option(min=1, help="Requests that an engine should hold. [default: an eighth]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the generated load.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of load, lengths and losses.")] = 1,
+    svg: Annotated[Path | None, typer.Option(help="Write a picture into this file.")] = None,
+    check_against_events: Annotated[
+        bool, typer.Option("--check-against-events", help="Run the hour of the peak request by request too, and show the error.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Replay a load against a model of a class's engines under rules for scaling. Simulated: nothing runs or is bought."""
-    unknown = sorted(set(rule or ()) - RULES.keys())
+    """Replay a load against a model of a class's engines under policies for scaling. Simulated: nothing runs or is bought."""
+    unknown = sorted(set(policy or ()) - set(CONTENDERS))
     if unknown:
-        raise UserError(f"--rule: no rule {unknown[0]!r}", f"known are {', '.join(RULES)}")
-    if min_engines > max_engines:
-        raise UserError(f"--min-engines is {min_engines}, above --max-engines ({max_engines})", "lower it")
-    engine = _engine(env, model_class)
-    arrivals = _arrivals(load, peak_req_per_s, hours, seed)
-    targets = Targets(in_flight or max(1, round(engine.max_batch * TARGET_SHARE)))
-    outcomes = [
-        simulate(name, RULES[name], arrivals, engine, Limits(min_engines, max_engines), targets) for name in rule or RULES
-    ]
-    if as_json:
-        typer.echo(
-            json.dumps({"load": load, "seed": seed, "target_in_flight": targets.in_flight, "rules": list(map(asdict, outcomes))})
+        raise UserError(f"--policy: no policy {unknown[0]!r}", f"known are {', '.join(CONTENDERS)}")
+    if min_engines > max_engines - spot:
+        raise UserError(
+            f"--min-engines is {min_engines}, above --max-engines less --spot ({max_engines - spot})",
+            "lower it: no floor is on spot",
         )
-    else:
-        Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(_render(arrivals, outcomes, engine, targets))
-
-
-def _engine(env: str, model_class: str) -> EngineModel:
-    """The class's engine on its GPUs, with the cold start that A100 nodes are modelled with.
-
-    Raises:
-        UserError: the class is not served there, or runs on no A100.
-    """
-    from infra import config
-    from infra.capacity.commands import class_demands
-
-    catalog = config.load_catalog()
-    config.environment_of(catalog, env)
-    (demand,) = class_demands(catalog, env, {model_class: 1.0})
-    model = next(catalog.models[name] for key, name in catalog.environments[env].models.items() if key == model_class)
-    cold = model_cold_start(IMAGE_GB, model.weights_gib, NUM_WEIGHT_FILES, demand.gpus_per_engine)
-    return EngineModel(
-        profile=demand.profile,
-        mix=Mix(),
-        max_batch=demand.max_batch,
-        cold_start_s=cold.total_s,
-        gpus=demand.gpus_per_engine,
-        usd_per_h=(demand.usd_per_node_h or 0.0) / demand.gpus_per_node * demand.gpus_per_engine,
+    found = setting(env, model_class, node_s)
+    given = _load(load, peak_req_per_s, hours, cached_percent / 100, seed)
+    bounds = Bounds(min_engines, max_engines, spot, spot_losses_per_h, found.spot_discount_ratio)
+    targets = Targets(in_flight or max(1, round(found.engine.max_batch * TARGET_SHARE)))
+    names = policy or list(CONTENDERS)
+    outcomes = [simulate(name, contender(name, targets, bounds), given, found.engine, bounds, seed=seed) for name in names]
+    part, fewer = checkable(given, bounds)
+    errors = [_error(name, targets, part, found.engine, fewer, seed) for name in names] if check_against_events else []
+    heading = report.title(given.arrivals_per_s, targets.in_flight, found.engine.cold_start_s)
+    if svg:
+        _write(svg, picture(f"{load}: {heading}", given.arrivals_per_s, outcomes))
+    if as_json:
+        document = {
+            "load": load,
+            "seed": seed,
+            "target_in_flight": targets.in_flight,
+            "policies": [asdict(item) for item in outcomes],
+        }
+        typer.echo(json.dumps({**document, "errors": [asdict(item) for item in errors]}))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(report.outcomes_table(outcomes, heading), "", report.buckets_table(outcomes), "")
+    console.print(report.bars(given.arrivals_per_s, outcomes), "")
+    if errors:
+        console.print(report.errors_table(errors, sum(part.arrivals_per_s)), "")
+    reachable = outcomes[0].reachable_ratio
+    console.print(
+        Text(
+            f"In time: first token within 200 ms, of the {reachable:.0%} of requests that an idle engine would serve so; longer"
+            " prompts cannot be. Useful: tokens' own time over what was paid for."
+            f" {report.cold_start_note(found.cold_start, found.node_s)}"
+            " A fluid model: --check-against-events says how far it is off.",
+            style="dim",
+        )
     )
 
 
-def _arrivals(load: str, peak_req_per_s: float, hours: float, seed: int) -> list[float]:
+def _error(name: str, targets: Targets, load: Load, engine: EngineModel, bounds: Bounds, seed: int) -> ModelError:
+    fluid = simulate(name, contender(name, targets, bounds), load, engine, bounds, seed=seed)
+    return model_error(fluid, replay(name, contender(name, targets, bounds), load, engine, bounds, seed=seed))
+
+
+def _load(load: str, peak_req_per_s: float, hours: float, cached_ratio: float, seed: int) -> Load:
     if load in LOADS:
-        return LOADS[load](peak_req_per_s, int(hours * 3600), seed)
+        return Load(LOADS[load](peak_req_per_s, int(hours * 3600), seed), cached_ratio=cached_ratio)
     path = Path(load)
     if not path.is_file():
         raise UserError(f"--load: {load} is neither {', '.join(LOADS)} nor a file", "name one of them")
     try:
-        return replayed(_times(path), peak_req_per_s)
+        return recorded_load(path, peak_req_per_s, cached_ratio)
     except ValueError as error:
         raise UserError(
             f"--load: {load}: {error}", "its first column must be a time of each request: seconds, or a date"
         ) from error
 
 
-def _times(path: Path) -> Iterator[float]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        for number, row in enumerate(rows):
-            if not row or (number == 0 and not row[0][:1].isdigit()):
-                continue
-            yield _seconds(row[0])
-
-
-def _seconds(text: str) -> float:
+def _write(path: Path, text: str) -> None:
     try:
-        return float(text)
-    except ValueError:
-        # Azure's trace has seven digits of a second, one more than Python reads.
-        head, dot, fraction = text.partition(".")
-        return datetime.fromisoformat(f"{head}{dot}{fraction[:6]}").timestamp()
-
-
-def _render(arrivals: Sequence[float], outcomes: Sequence[Outcome], engine: EngineModel, targets: Targets) -> RenderableType:
-    title = (
-        f"{sum(arrivals):,.0f} requests in {len(arrivals) / 3600:.1f} h; {targets.in_flight:.0f} in flight an engine;"
-        f" {engine.cold_start_s:.0f} s of cold start"
-    )
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for name in ("rule", "in time", "shed", "p50, ms", "p99, ms", "useful", "GPU-hours", "$", "changes"):
-        table.add_column(name, justify="left" if name == "rule" else "right")
-    for item in outcomes:
-        table.add_row(
-            item.rule,
-            f"{item.slo_ratio:.1%}",
-            f"{item.shed_ratio:.2%}",
-            f"{item.ttft_p50_s * 1000:,.0f}",
-            f"{item.ttft_p99_s * 1000:,.0f}",
-            f"{item.utilization_ratio:.0%}",
-            f"{item.gpu_hours:,.0f}",
-            f"{item.usd:,.0f}",
-            f"{item.num_changes:,}",
-        )
-    pictures: list[RenderableType] = [
-        Text(f"{'requests':>13} {_bars([sum(arrivals[i : i + 60]) for i in range(0, len(arrivals), 60)])}")
-    ]
-    pictures += [Text(f"{item.rule:>13} {_bars(item.engines)}") for item in outcomes]
-    point = operating_point(engine.profile, engine.mix, 0.7, engine.max_batch)
-    note = Text(
-        "In time: first token within 200 ms. Useful: tokens' own time over what was paid for; an engine is 70 % useful at"
-        f" {point.batch:.0f} requests in flight. A fluid model: compare rules by it, and see policies/autoscaling/simulation.py.",
-        style="dim",
-    )
-    return Group(table, Text(), *pictures, Text(), note)
-
-
-def _bars(values: Sequence[float]) -> str:
-    """A line of bars, the largest value full height."""
-    width = min(PICTURE_WIDTH, len(values))
-    if not width:
-        return ""
-    per = len(values) / width
-    means = [_mean(values[int(index * per) : max(int(index * per) + 1, int((index + 1) * per))]) for index in range(width)]
-    top = max(means) or 1
-    return "".join(BARS[min(len(BARS) - 1, int(mean / top * len(BARS)))] for mean in means)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--svg: {path}: {error.strerror}", "name a file that can be written") from error

@@ -34,6 +34,13 @@ class Observed:
     """Requests that engines hold beyond."""
     ttft_s: float
     """Mean time to first token now."""
+    ttft_p99_s: float = 0.0
+    kv_ratio: float = 0.0
+    """Of the KV cache in use."""
+    req_per_s: float = 0.0
+    """Requests that arrive."""
+    tokens_per_s: float = 0.0
+    """In and out, over all engines."""
 
 
 @dataclass(frozen=True)
