@@ -32,6 +32,7 @@ TOKENS = Series(
 IN_FLIGHT = Series("flotilla_in_flight_requests", "gauge", ("model",), "Requests between admission and their last byte.")
 ENGINES_READY = Series("flotilla_engines_ready", "gauge", ("model",), "Engines that this gateway may send requests to.")
 RETRIES = Series("flotilla_retries_total", "counter", ("model",), "Requests sent to a second engine before their first byte.")
+RESUMES = Series("flotilla_resumes_total", "counter", ("model",), "Broken answers that went on at another engine.")
 LIMITER_FALLBACKS = Series(
     "flotilla_limiter_fallbacks_total", "counter", (), "Admissions decided locally because the cache did not answer."
 )

@@ -1,25 +1,27 @@
 """route → dispatch → stream: engines are asked for one request until one has answered it, as far as that is wise.
 
-Before its first event another engine may be asked instead, once, within the budget for retries. After it the answer is broken.
-A usage event is open all the while, so whatever happens is told by a value and never raised.
+Before its first event another engine may be asked instead, once, within the budget for retries. After it the answer is broken,
+unless the client opted into resuming (`resume.py`): then another engine goes on with it, under the same usage event. A usage
+event is open all the while, so whatever happens is told by a value and never raised.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
-from functools import cached_property
+import itertools
+from dataclasses import dataclass, replace
 
 import structlog
 
 from policies.routing.prefix_index import Chain
-from serving.gateway import errors
+from serving.gateway import errors, resume
 from serving.gateway.calls import Call
-from serving.gateway.dispatch import Dispatcher, EngineFailed, EngineLost, Upstream
+from serving.gateway.dispatch import Dispatcher, EngineFailed, EngineLost, Source, Upstream
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.metrics import Metrics
+from serving.gateway.resume import Recorded, Totals, Transcript
 from serving.gateway.route import Engine, Pool
 from serving.gateway.settle import Meter
 from serving.gateway.stream import Sink, relay
@@ -30,7 +32,12 @@ from serving.settings import Timeouts
 log = structlog.get_logger()
 
 MAX_ATTEMPTS = 2
-"""Engines asked for one request. More would turn one engine's illness into everybody's load."""
+"""Engines asked for one first event. More would turn one engine's illness into everybody's load."""
+MAX_RESUMES = 2
+"""Times that one answer goes on elsewhere: once freely, since what the lost engine had to do is only moved, then within the
+budget for retries."""
+
+_BROKE_OFF = "The answer broke off before it was complete"
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,20 @@ class Order:
     prompt_tokens: int
     chain: Chain
     """The prompt's blocks."""
+    fingerprint: bytes
+    """What two requests share that are the same to an engine, tenant included."""
+    transcript: Transcript | None
+    """Of the answer, for a client that opted into resuming."""
 
-    @cached_property
-    def fingerprint(self) -> bytes:
-        """What two requests share that are the same to an engine, tenant included."""
-        return hashlib.blake2b(self.body, digest_size=16).digest()
+    @classmethod
+    def of(cls, path: str, body: bytes, prompt_tokens: int, chain: Chain, transcript: Transcript | None) -> Order:
+        """An order with the fingerprint of `body`."""
+        return cls(path, body, prompt_tokens, chain, hashlib.blake2b(body, digest_size=16).digest(), transcript)
+
+    def rest(self, transcript: Transcript) -> Order:
+        """What is left to be asked."""
+        prompt_tokens = self.prompt_tokens + len(transcript.ids)
+        return replace(self, path=resume.PATH, body=transcript.request(), prompt_tokens=prompt_tokens)
 
 
 class Attempts:
@@ -63,14 +79,13 @@ class Attempts:
     ) -> tuple[Outcome, ApiError | None]:
         """How it ended, and what the client is to be told if anything went wrong; never raises. An engine that has not finished
         is told to stop before this returns."""
-        upstream: Upstream | None = None
-        pool = self._pools[call.model]
+        watch = Watch(exchange, self._timeouts, sink.beat)
+        serving = _Serving(self._pools[call.model], self._dispatcher, self._metrics, call, order, meter, watch)
         try:
-            async with Watch(exchange, self._timeouts, sink.beat) as watch:
-                upstream = await self._ask(pool, call, order, meter, watch)
-                await relay(upstream, sink, meter, watch)
-            upstream.recycle()
-            pool.quarantine.answered(order.fingerprint)
+            async with watch:
+                source = await serving.run(sink)
+            source.recycle()
+            serving.pool.quarantine.answered(order.fingerprint)
             return Outcome.FINISHED, None
         except ApiError as refusal:
             return Outcome.NOT_SERVED, refusal
@@ -79,63 +94,126 @@ class Attempts:
         except Interrupted as interrupted:
             if interrupted.cause in (Cause.CLIENT_GONE, Cause.CLIENT_STALLED):
                 return Outcome.CLIENT_GONE, None
-            return _engine_fault(call, upstream is not None, interrupted)
-        except EngineLost as lost:
-            if lost.has_broken_off and call.seat is not None:
-                pool.quarantine.killed(order.fingerprint, call.seat.engine.endpoint.name)
-            return _engine_fault(call, upstream is not None, lost)
+            serving.failed(interrupted, is_suspect=interrupted.cause is not Cause.TOO_LONG)
+            if serving.upstream is None:
+                return Outcome.NOT_SERVED, ApiError(errors.ENGINE_TIMEOUT, "The engine did not begin to answer in time.")
+            return Outcome.ENGINE_LOST, ApiError(errors.ENGINE_LOST, f"{_BROKE_OFF}: {interrupted}.")
+        except EngineLost:
+            return Outcome.ENGINE_LOST, ApiError(errors.ENGINE_LOST, f"{_BROKE_OFF}.")
         except asyncio.CancelledError:  # the end of a drain: the gateway breaks off, not the engine and not the client
             return Outcome.GATEWAY_CRASH, ApiError(errors.DRAINING, "This gateway stopped before the answer was complete.")
         except Exception:
             log.exception("request_broke", request_id=call.request_id)
             return Outcome.GATEWAY_CRASH, errors.internal_error()
         finally:
-            if upstream is not None:
-                upstream.abort()
+            if serving.upstream is not None:
+                serving.upstream.abort()
 
-    async def _ask(self, pool: Pool, call: Call, order: Order, meter: Meter, watch: Watch) -> Upstream:
-        """The first engine to answer with an event: the best one, or after a failure another, within the budget for retries.
+
+@dataclass
+class _Serving:
+    """One request at its engines."""
+
+    pool: Pool
+    dispatcher: Dispatcher
+    metrics: Metrics
+    call: Call
+    order: Order
+    meter: Meter
+    watch: Watch
+    upstream: Upstream | None = None
+    """The engine's answer, from its first event on."""
+
+    async def run(self, sink: Sink) -> Source:
+        """All of the answer has gone to `sink`; where it came from in the end.
+
+        Raises:
+            ApiError, EngineLost, ClientGone: as they say.
+        """
+        if self.pool.quarantine.holds(self.order.fingerprint):
+            message = "Engines have stopped while they worked on this request. Change it to try again."
+            raise ApiError(errors.REQUEST_QUARANTINED, message)
+        self.pool.retries.request()
+        source: Source = await self._ask(self.order, [])
+        if self.order.transcript is not None:
+            source = self._recorded(self.order.transcript, is_first=True)
+        for num_breaks in itertools.count():
+            try:
+                await relay(source, sink, self.meter, self.watch)
+                break
+            except EngineLost as lost:
+                self.failed(lost, has_broken_off=lost.has_broken_off)
+                source = await self._rest(lost, num_breaks)
+        return source
+
+    async def _rest(self, lost: EngineLost, num_resumes: int) -> Source:
+        """What is missing of an answer whose engine is `lost`, from one that has begun to go on with it.
+
+        Raises:
+            EngineLost: `lost`, since nobody can or may.
+        """
+        transcript = self.order.transcript
+        assert self.upstream is not None and self.call.seat is not None
+        if transcript is None or num_resumes == MAX_RESUMES or self.pool.quarantine.holds(self.order.fingerprint):
+            raise lost
+        if transcript.is_finished:
+            return Totals(transcript)
+        if not transcript.can_go_on() or (num_resumes and not self.pool.retries.retry()):
+            raise lost
+        self.upstream.abort()
+        try:
+            await self._ask(self.order.rest(transcript), [self.call.seat.engine])
+        except ApiError as refusal:
+            raise lost from refusal
+        self.metrics.resumes.labels(self.call.model).inc()
+        return self._recorded(transcript, is_first=False)
+
+    def _recorded(self, transcript: Transcript, *, is_first: bool) -> Source:
+        """The engine's answer, which is left for another's when the engine hangs."""
+        upstream = self.upstream
+        assert upstream is not None and self.call.seat is not None
+        self.call.seat.may_move()
+        self.watch.on_silence = lambda: upstream.give_up(Cause.ENGINE_SILENT.value)
+        return Recorded(upstream, transcript, is_first=is_first)
+
+    async def _ask(self, order: Order, failed: list[Engine]) -> Upstream:
+        """The first engine to answer with an event: the best one, or after a failure another, within the budget for retries. None
+        that has `failed` is asked.
 
         Raises:
             ApiError: none is ready or free, or those asked failed, or the engine finds fault with the request.
         """
-        if pool.quarantine.holds(order.fingerprint):
-            raise ApiError(
-                errors.REQUEST_QUARANTINED, "Engines have stopped while they worked on this request. Change it to try again."
-            )
-        pool.retries.request()
-        failed: list[Engine] = []
         failure: EngineFailed | None = None
-        while True:
+        for num_failures in itertools.count(1):
             try:
-                seat = call.seat = pool.take(order.prompt_tokens, order.chain, failed)
+                seat = self.call.seat = self.pool.take(order.prompt_tokens, order.chain, failed)
             except ApiError:
                 if failure is not None:
                     raise failure.answer() from failure
                 raise
             if failure is not None:
-                self._metrics.retries.labels(call.model).inc()
-            meter.asked(seat.engine.endpoint.name, seat.reason, asyncio.get_running_loop().time())
-            watch.asking()
+                self.metrics.retries.labels(self.call.model).inc()
+            self.meter.asked(seat.engine.endpoint.name, seat.reason, asyncio.get_running_loop().time())
+            self.watch.asking()
             try:
-                return await self._dispatcher.send(seat, order.path, order.body, call.request_id, call.trace)
+                asked = self.dispatcher.send(seat, order.path, order.body, self.call.request_id, self.call.trace)
+                self.upstream = await asked
+                return self.upstream
             except EngineFailed as error:
-                seat.eject()
-                if error.has_broken_off:
-                    pool.quarantine.killed(order.fingerprint, seat.engine.endpoint.name)
+                self.failed(error, has_broken_off=error.has_broken_off)
                 failed.append(seat.engine)
                 failure = error
-                log.warning("engine_failed", request_id=call.request_id, engine=seat.engine.endpoint.name, reason=str(error))
-                if len(failed) == MAX_ATTEMPTS or not pool.retries.retry():
+                if num_failures == MAX_ATTEMPTS or not self.pool.retries.retry():
                     raise error.answer() from error
+        raise AssertionError("counting ends")
 
-
-def _engine_fault(call: Call, has_begun: bool, reason: Exception) -> tuple[Outcome, ApiError]:
-    """The engine did not keep its side: before its first event the client may try again, after it the answer is broken."""
-    log.warning("engine_lost", request_id=call.request_id, model=call.model, reason=str(reason))
-    if call.seat is not None:
-        call.seat.eject()
-    if not has_begun:
-        return Outcome.NOT_SERVED, ApiError(errors.ENGINE_TIMEOUT, "The engine did not begin to answer in time.")
-    why = f": {reason}" if isinstance(reason, Interrupted) else ""
-    return Outcome.ENGINE_LOST, ApiError(errors.ENGINE_LOST, f"The answer broke off before it was complete{why}.")
+    def failed(self, reason: Exception, *, is_suspect: bool = True, has_broken_off: bool = False) -> None:
+        """The engine asked last did not keep its side. A suspect is passed over for a while; one that broke off may have died of
+        the request."""
+        seat = self.call.seat
+        name = "" if seat is None else seat.engine.endpoint.name
+        log.warning("engine_failed", request_id=self.call.request_id, model=self.call.model, engine=name, reason=str(reason))
+        if seat is not None and is_suspect:
+            seat.eject()
+        if seat is not None and has_broken_off:
+            self.pool.quarantine.killed(self.order.fingerprint, name)

@@ -16,7 +16,7 @@ from policies.routing.prefix_index import Chain, chain_of
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
 from serving.gateway.messages import Message, Tool
-from serving.gateway.prompts import RefusedConversation
+from serving.gateway.prompts import PromptCounter, RefusedConversation
 from serving.gateway.releases import LoadedRelease, ReleaseBook
 from serving.gateway.validate import ChatRequest, Request
 from serving.settings import ServedModel
@@ -37,6 +37,8 @@ class Context:
     prompt_tokens: int
     max_tokens: int
     """The most tokens of each answer: what the client asked for, or what the window leaves."""
+    counter: PromptCounter
+    """The release's tokenizer and template."""
     chain: Chain = ()
     """The prompt's blocks, for the choice of an engine."""
 
@@ -63,7 +65,9 @@ class ContextCounter:
         wanted = request.output_limit
         if prompt_tokens + (wanted or 1) > window:
             raise _too_long(request, window, prompt_tokens, wanted)
-        return Context(release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted, chain)
+        return Context(
+            release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted, release.counter, chain
+        )
 
     def close(self) -> None:
         """Let go of the threads."""

@@ -51,11 +51,27 @@ class Reader(Protocol):
     def events(self, events: Sequence[bytes]) -> None:
         """One or more events, without their blank lines."""
 
-    def ended(self, reason: str) -> None:
-        """No more events come: the message is over, or the connection broke, or the framing is lost."""
+    def ended(self, reason: str, has_broken_off: bool) -> None:
+        """No more events come: the message is over, or (`has_broken_off`) the connection broke, or the engine was given up."""
 
 
-class Upstream:
+class Source(Protocol):
+    """Where the events of an answer come from."""
+
+    def read(self, reader: Reader) -> None:
+        """Give all events, those that are there already included, to `reader`."""
+
+    def pause(self) -> None:
+        """Take no more from the engine for now."""
+
+    def resume(self) -> None:
+        """Take more again."""
+
+    def recycle(self) -> None:
+        """The answer is complete: free what it holds."""
+
+
+class Upstream(Source):
     """An engine's answer. It holds its seat and its connection until `abort` or `recycle`."""
 
     def __init__(self, seat: Seat, connection: EngineConnection) -> None:
@@ -70,7 +86,7 @@ class Upstream:
         """The status, once there is an event or will never be one."""
         self._end: str | None = None
         self._is_over = False
-        seat.on_stall = self._stalled
+        seat.on_stall = self.give_up
 
     async def begin(self) -> None:
         """Wait for the first event.
@@ -93,7 +109,7 @@ class Upstream:
         self._reader = reader
         reader.events(self._first)
         if self._end is not None:
-            reader.ended(self._end)
+            reader.ended(self._end, bool(self._end))
 
     def pause(self) -> None:
         """Take no more from the engine for now."""
@@ -142,11 +158,15 @@ class Upstream:
         self._end = reason
         self._has_begun(status)
         if self._reader is not None:
-            self._reader.ended(reason)
+            self._reader.ended(reason, bool(reason))
 
-    def _stalled(self) -> None:
+    def give_up(self, reason: str = "the engine makes no progress") -> None:
+        """The engine says nothing more, though its connection is open: let whoever waits for it ask elsewhere."""
         if not self._begun.done():
-            self._begun.set_exception(EngineFailed(errors.ENGINE_TIMEOUT, "the engine makes no progress"))
+            self._begun.set_exception(EngineFailed(errors.ENGINE_TIMEOUT, reason))
+        elif self._reader is not None and self._end is None:
+            self._end = reason
+            self._reader.ended(reason, False)
 
     def _has_begun(self, status: int) -> None:
         if not self._begun.done():

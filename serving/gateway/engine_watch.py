@@ -49,5 +49,8 @@ async def watch_engines(pools: Sequence[Pool], dispatcher: Dispatcher) -> None:
 
 async def _probe(engine: Engine, dispatcher: Dispatcher) -> None:
     if not await dispatcher.is_well(engine.endpoint, SILENT_S):
-        engine.eject(asyncio.get_running_loop().time(), at_least_s=_UNTIL_NEXT_S)
+        now_s = asyncio.get_running_loop().time()
+        engine.eject(now_s, at_least_s=_UNTIL_NEXT_S)
+        if now_s - engine.heard_s >= SILENT_S:
+            engine.leave()
         log.warning("engine_silent", engine=engine.endpoint.name)

@@ -38,11 +38,20 @@ class Metrics:
         self.in_flight = make(Gauge, series.IN_FLIGHT, self._registry)
         self.engines_ready = make(Gauge, series.ENGINES_READY, self._registry)
         self.retries = make(Counter, series.RETRIES, self._registry)
+        self.resumes = make(Counter, series.RESUMES, self._registry)
         self.limiter_fallbacks = make(Counter, series.LIMITER_FALLBACKS, self._registry)
         self.journal_commit = self._histogram(series.JOURNAL_COMMIT, _COMMIT_S)
         self.open_events = make(Gauge, series.OPEN_EVENTS, self._registry)
         for model_class in model_classes:
-            for metric in (self.in_flight, self.engines_ready, self.retries, self.ttft, self.tpot, self.request_seconds):
+            for metric in (
+                self.in_flight,
+                self.engines_ready,
+                self.retries,
+                self.resumes,
+                self.ttft,
+                self.tpot,
+                self.request_seconds,
+            ):
                 metric.labels(model_class)
 
     def commit(self, commit: Commit) -> None:

@@ -24,7 +24,7 @@ from contextlib import suppress
 
 import structlog
 
-from serving.gateway import errors, settle, validate
+from serving.gateway import errors, resume, settle, validate
 from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, record
@@ -149,20 +149,34 @@ class Pipeline:
             raise ClientGone
         meter = call.meter = self._meter(call, principal, model, context)
         headers = [_request_id_header(call), *(reservation.headers if reservation is not None else ())]
+        transcript: resume.Transcript | None = None
+        if resume.is_wanted(exchange.headers) and resume.is_possible(request):
+            transcript = resume.Transcript(
+                request,
+                model=model.model_class,
+                max_tokens=context.max_tokens,
+                cache_salt=principal.cache_salt,
+                counter=context.counter,
+            )
+            headers.append((resume.HEADER, b"true"))
         sink: Sink
         if request.is_streamed:
             sink = StreamSink(exchange, headers, wants_usage=request.wants_usage)
         else:
             sink = DocumentSink(exchange, headers, call.endpoint)
         body = validate.engine_body(
-            request, model=model.model_class, max_tokens=context.max_tokens, cache_salt=principal.cache_salt
+            request,
+            model=model.model_class,
+            max_tokens=context.max_tokens,
+            cache_salt=principal.cache_salt,
+            with_ids=transcript is not None,
         )
         try:
             await meter.open()
         except asyncio.CancelledError:  # it may have become durable all the same
             await self._close(exchange, call, meter, Outcome.NOT_SERVED)
             raise
-        order = Order(exchange.path, body, context.prompt_tokens, context.chain)
+        order = Order.of(exchange.path, body, context.prompt_tokens, context.chain, transcript)
         outcome, error = await self._attempts.serve(exchange, call, order, meter, sink)
         await self._finish(exchange, call, meter, sink, outcome, error)
 

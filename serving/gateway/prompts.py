@@ -8,7 +8,7 @@ count that differs from the engine's by one token is a wrong bill and a wrong re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 Message = Mapping[str, Any]
 """`role`, `content` (a text, or None) and, where they are there, `tool_calls`, `tool_call_id`, `name`."""
@@ -116,6 +117,12 @@ class PromptCounter:
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself."""
         return self._ids(text, add_special_tokens=True)
+
+    def decoder(self, before: Sequence[int]) -> Callable[[int], str]:
+        """Turns one token id after the other, all of which follow `before`, into the text that each completes; special tokens and
+        unfinished characters are empty."""
+        stream = DecodeStream(ids=list(before), skip_special_tokens=True)
+        return lambda token_id: stream.step(self._tokenizer, token_id) or ""
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         # The batch call lets other threads run meanwhile; the single one holds the interpreter for as long as it takes.

@@ -36,6 +36,8 @@ class Engine:
         """When it last sent something, or was asked after having nothing to do."""
         self.waiting: set[Seat] = set()
         """Those that have not had their first event."""
+        self.movable: set[Seat] = set()
+        """Those that have, and can go on elsewhere."""
 
     def eject(self, now_s: float, at_least_s: float = 0.0) -> None:
         """Pass it over for a while; failures while it is passed over already are of the same illness."""
@@ -43,6 +45,12 @@ class Engine:
             self.num_failures += 1
             at_least_s = max(at_least_s, ejection_s(self.num_failures))
         self.replica.ejected_until_s = self.replica.started_s = max(self.replica.ejected_until_s, now_s + at_least_s)
+
+    def leave(self) -> None:
+        """It hangs: whoever can ask elsewhere does."""
+        for seat in (*self.waiting, *self.movable):
+            if seat.on_stall is not None:
+                seat.on_stall()
 
 
 class Seat:
@@ -54,7 +62,7 @@ class Seat:
         """Why it was chosen."""
         self.prompt_tokens = prompt_tokens
         self.on_stall: Callable[[], None] | None = None
-        """Called when the engine stalls before the first event."""
+        """Called when the engine stalls and the request can be asked elsewhere."""
         self._speed = speed
         self._uncached_tokens = uncached_tokens
         self._is_held = True
@@ -80,7 +88,13 @@ class Seat:
             self._is_held = False
             if self in self.engine.waiting:
                 self._computed()
+            self.engine.movable.discard(self)
             self.engine.replica.num_in_flight -= 1
+
+    def may_move(self) -> None:
+        """From now on, what is asked here can go on elsewhere if the engine stalls."""
+        if self._is_held:
+            self.engine.movable.add(self)
 
     def eject(self) -> None:
         """Pass this engine over for a while."""
@@ -166,17 +180,14 @@ class Pool:
         return self._engines
 
     def check(self, now_s: float) -> list[Engine]:
-        """Eject engines that have requests of ours and make no progress, and give them. Requests that wait there for their first
-        event ask elsewhere."""
+        """Eject engines that have requests of ours and make no progress, and give them. Requests there that can leave, do."""
         stalled = []
         for engine in self._engines:
             waiting_tokens = sum(seat.prompt_tokens for seat in engine.waiting)
             if engine.replica.num_in_flight and now_s - engine.heard_s > self.speed.stalled_after_s(waiting_tokens):
                 stalled.append(engine)
                 engine.eject(now_s)
-                for seat in list(engine.waiting):
-                    if seat.on_stall is not None:
-                        seat.on_stall()
+                engine.leave()
         return stalled
 
     def _fill(self, places: list[Engine | None]) -> None:

@@ -21,7 +21,10 @@ _FINISH = b'"finish_reason":"'
 _PIECE = b'data: {"id":'
 _GOES_ON = b'"finish_reason":null'
 _FIRST = b'"choices":[{"index":0,'
-_ERRORS = (b'data: {"error"', b'data: {"object":"error"')
+ERRORS = (b'data: {"error"', b'data: {"object":"error"')
+"""How an event begins that tells of a failure."""
+ABORTED = "abort"
+"""The finish reason of a vLLM that stops with requests running. To a client that is no way to finish."""
 
 
 class BrokenStream(Exception):
@@ -156,7 +159,7 @@ def finish_reason(event: bytes) -> str:
 
 def engine_error(event: bytes) -> EngineError | None:
     """The failure that the event tells of, or None where it tells of none."""
-    if not event.startswith(_ERRORS):
+    if not event.startswith(ERRORS):
         return None
     try:
         return _error_decoder.decode(event[len("data: ") :]).error

@@ -14,15 +14,13 @@ from typing import Protocol
 
 from serving.gateway import sse
 from serving.gateway.assemble import Assembly
-from serving.gateway.dispatch import EngineLost, Upstream
+from serving.gateway.dispatch import EngineLost, Source
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Exchange, Headers
 from serving.gateway.settle import Meter
 from serving.gateway.validate import Endpoint
 from serving.gateway.watch import Watch
 
-_ABORTED = "abort"
-"""The finish reason of a vLLM that stops with requests running. To a client that is no way to finish."""
 _NOT_COMPLETE = "the engine ended its answer without saying that it is complete"
 _HEARTBEAT = b": the engine is working\n\n"
 """A comment, by the rules of event streams: clients skip it."""
@@ -161,15 +159,15 @@ class DocumentSink:
         raise error
 
 
-async def relay(upstream: Upstream, sink: Sink, meter: Meter, watch: Watch) -> None:
+async def relay(source: Source, sink: Sink, meter: Meter, watch: Watch) -> None:
     """Pass everything on until the engine says that it is done, or has sent its totals and ends without saying so.
 
     Raises:
         EngineLost: it breaks off before that, tells of a failure, or sends what cannot be read.
         ClientGone: nobody is there to take it.
     """
-    relaying = _Relay(upstream, sink, meter, watch)
-    upstream.read(relaying)
+    relaying = _Relay(source, sink, meter, watch)
+    source.read(relaying)
     while not relaying.is_over:
         await relaying.changed()
         if sink.is_full:
@@ -177,7 +175,7 @@ async def relay(upstream: Upstream, sink: Sink, meter: Meter, watch: Watch) -> N
             await sink.drain()
             watch.is_writing = False
             watch.heard(asyncio.get_running_loop().time())
-            upstream.resume()
+            source.resume()
     if relaying.failure is not None and not meter.is_final:
         raise relaying.failure
 
@@ -186,11 +184,11 @@ class _Relay:
     """Takes events where the engine's socket is read. `changed` wakes the request's task only for what it has to wait for: a
     client that does not keep up, and the end."""
 
-    def __init__(self, upstream: Upstream, sink: Sink, meter: Meter, watch: Watch) -> None:
+    def __init__(self, source: Source, sink: Sink, meter: Meter, watch: Watch) -> None:
         self.is_over = False
         """Nothing more is taken."""
         self.failure: Exception | None = None
-        self._upstream = upstream
+        self._source = source
         self._sink = sink
         self._meter = meter
         self._watch = watch
@@ -219,13 +217,13 @@ class _Relay:
         except Exception as error:  # a defect, or what the transport refuses: the request's task tells the client
             self._finish(error)
         if self._sink.is_full:
-            self._upstream.pause()
+            self._source.pause()
             self._wake()
 
-    def ended(self, reason: str) -> None:
+    def ended(self, reason: str, has_broken_off: bool) -> None:
         """The engine says no more."""
         if not self.is_over:
-            self._finish(EngineLost(reason or _NOT_COMPLETE, has_broken_off=bool(reason)))
+            self._finish(EngineLost(reason or _NOT_COMPLETE, has_broken_off=has_broken_off))
 
     def _count_and_add(self, events: Sequence[bytes], now_s: float) -> None:
         meter, sink = self._meter, self._sink
@@ -247,7 +245,7 @@ class _Relay:
                 elif usage is not None:
                     meter.running(usage, sse.choice_index(event), now_s)
                 reason = sse.finish_reason(event)
-                if reason == _ABORTED:
+                if reason == sse.ABORTED:
                     return self._finish(EngineLost("the engine aborted the request"))
                 meter.finish_reason = reason or meter.finish_reason
                 sink.add(event, bare, is_final_usage=is_final_usage)

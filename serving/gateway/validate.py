@@ -134,7 +134,7 @@ _DECODERS: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     "completions": msgspec.json.Decoder(CompletionRequest),
 }
 _LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"})
-_OURS = _LABELS | {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages"}
+FOR_US = _LABELS | {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages"}
 """Fields that the engine gets from us, or not at all."""
 _MAX_COMPLAINT_LENGTH = 400
 """An unknown field's name may be as long as the body; an answer does not send it back whole."""
@@ -164,8 +164,9 @@ def parse(endpoint: Endpoint, body: bytes, *, max_depth: int) -> Request:
     return request
 
 
-def engine_body(request: Request, *, model: str, max_tokens: int, cache_salt: str) -> bytes:
-    """The body for the engine: always a stream with running usage, so that what was generated is known whatever happens."""
+def engine_body(request: Request, *, model: str, max_tokens: int, cache_salt: str, with_ids: bool = False) -> bytes:
+    """The body for the engine: always a stream with running usage, so that what was generated is known whatever happens; and all
+    token ids where they are wanted."""
     fields: dict[str, Any] = {
         "model": model,
         "stream": True,
@@ -173,10 +174,12 @@ def engine_body(request: Request, *, model: str, max_tokens: int, cache_salt: st
         "max_tokens": max_tokens,
         "cache_salt": cache_salt,
     }
+    if with_ids:
+        fields["return_token_ids"] = True
     if isinstance(request, ChatRequest):
         fields["messages"] = [message.plain() for message in request.messages]
     for name in request.__struct_fields__:
-        if name not in _OURS and (value := getattr(request, name)) is not None:
+        if name not in FOR_US and (value := getattr(request, name)) is not None:
             fields[name] = value
     return msgspec.json.encode(fields)
 

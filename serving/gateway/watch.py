@@ -44,6 +44,8 @@ class Watch:
     def __init__(self, exchange: Exchange, timeouts: Timeouts, beat: Callable[[], None]) -> None:
         self.is_writing = False
         """The client is being written to: silence is its doing, not the engine's."""
+        self.on_silence: Callable[[], None] | None = None
+        """What to do, once, instead of ending the request when its engine goes silent."""
         self._exchange = exchange
         self._timeouts = timeouts
         self._beat = beat
@@ -76,6 +78,7 @@ class Watch:
     def asking(self) -> None:
         """An engine is about to be asked: its time to the first token begins."""
         self._heard_s = self._beat_s = self._loop.time()
+        self._has_first = False
 
     def heard(self, now_s: float) -> None:
         """Something came from the engine, or the client took what it was sent."""
@@ -104,5 +107,9 @@ class Watch:
             self._timer = self._loop.call_at(min(due_s, self._deadline_s, now_s + limits.gap_s, beat_s), self._check)
         elif self.is_writing:
             self._interrupt(Cause.CLIENT_STALLED)
+        elif self._has_first and self.on_silence is not None:
+            go_on, self.on_silence = self.on_silence, None
+            go_on()
+            self._timer = self._loop.call_later(limits.gap_s, self._check)
         else:
             self._interrupt(Cause.ENGINE_SILENT if self._has_first else Cause.NO_FIRST_TOKEN)

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from serving.stop_strings import HeldText
 from serving.twin.asked import Asked
 from serving.twin.faults import STREAM_FAULTS, Fault, FaultKind
 from serving.twin.generation import Generation
-from serving.twin.stop_strings import HeldText
 from serving.twin.truth import Record
 
 FINGERPRINT = "vllm-0.32.0-twin"

@@ -14,7 +14,7 @@ from serving.metering.journal import Commit
 
 OURS = (
     series.REQUESTS, series.ERRORS, series.TTFT, series.TPOT, series.REQUEST_SECONDS, series.TOKENS, series.IN_FLIGHT,
-    series.ENGINES_READY, series.RETRIES, series.LIMITER_FALLBACKS, series.JOURNAL_COMMIT, series.OPEN_EVENTS,
+    series.ENGINES_READY, series.RETRIES, series.RESUMES, series.LIMITER_FALLBACKS, series.JOURNAL_COMMIT, series.OPEN_EVENTS,
 )  # fmt: skip
 
 

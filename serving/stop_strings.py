@@ -28,6 +28,10 @@ class HeldText:
                 return string
         return None
 
+    def skip(self, num_chars: int) -> None:
+        """So many characters have been shown already."""
+        self._num_given = num_chars
+
     def take(self, *, is_last: bool) -> str:
         """The text that may be shown and has not been."""
         end = len(self.text) if is_last else max(self._num_given, len(self.text) - self._num_held)
