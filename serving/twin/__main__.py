@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     vllm.add_argument("--block-size", type=int, default=16)
     vllm.add_argument("--num-gpu-blocks-override", type=int, help="KV cache blocks [default: the profile's]")
     vllm.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
+    vllm.add_argument("--enable-auto-tool-choice", action="store_true", help="tools can be called, with the next")
+    vllm.add_argument("--tool-call-parser", help="any; a twin writes calls as hermes reads them")
     vllm.add_argument("--enable-lora", action="store_true")
     vllm.add_argument("--max-loras", type=int, default=1)
     vllm.add_argument("--max-lora-rank", type=int, default=16)
@@ -112,6 +114,7 @@ def configs(options: argparse.Namespace) -> list[TwinConfig]:
             seed=options.seed,
             fault_seed=options.seed + number,
             mean_answer_tokens=options.mean_answer_tokens,
+            has_tool_parser=options.enable_auto_tool_choice and options.tool_call_parser is not None,
         )
         for number in range(options.twins)
     ]

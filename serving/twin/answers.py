@@ -14,9 +14,12 @@ import msgspec
 
 from serving.stop_strings import HeldText
 from serving.twin.asked import Asked
+from serving.twin.call_pieces import CallPieces, whole_call
 from serving.twin.faults import STREAM_FAULTS, Fault, FaultKind
 from serving.twin.generation import Generation
+from serving.twin.logprobs import chat, joined, plain
 from serving.twin.truth import Record
+from serving.twin.vocabulary import Vocabulary
 
 FINGERPRINT = "vllm-0.32.0-twin"
 _PLAIN_CHAT = b'%b%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}]%b'
@@ -52,23 +55,28 @@ class Answer:
         record: Record,
         client: Client,
         words: Mapping[int, bytes],
+        vocabulary: Vocabulary,
         fault: Fault | None,
         over: Callable[[str], None],
     ) -> None:
         """`words` has the JSON of each word; `over` is told how the answer ended, before its last byte is sent."""
         self._asked, self._record, self._client, self._words = asked, record, client, words
+        self._vocabulary = vocabulary
         self._kind = fault.kind if fault and (asked.is_streamed or fault.kind not in STREAM_FAULTS) else None
         self._at_token = fault.at_token if fault else 0
         self._factor = fault.factor if fault and fault.kind is FaultKind.LIE_USAGE else 1.0
         self._over = over
         self._num_open = self.num_choices = len(asked.prompts) * asked.num_choices
         self._texts = [HeldText(asked.stop) for _ in range(self.num_choices)]
+        self._calls: dict[int, CallPieces] = {}
+        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(self.num_choices)]
         self._endings: dict[int, tuple[Generation, str, str | None]] = {}
         self._created = int(time.time())
         self._has_started = self._is_broken = False
         self._num_cached = 0
         self._has_counts = asked.wants_running_usage and self._kind is not FaultKind.DROP_USAGE
-        self._is_simple = asked.is_streamed and not (asked.stop or asked.wants_token_ids or asked.echo or fault)
+        is_special = asked.stop or asked.wants_token_ids or asked.echo or asked.form or asked.num_logprobs is not None
+        self._is_simple = asked.is_streamed and not (is_special or fault)
         self._plain = _PLAIN_CHAT if asked.is_chat else _PLAIN_TEXT
         self._counts = b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d' + (
             b',"completion_tokens_details":null}}\n\n' if asked.is_chat else b"}}\n\n"
@@ -107,19 +115,46 @@ class Answer:
         text = self._texts[generation.index]
         if self._kind in _BREAKS and self._record.sent_tokens >= self._at_token and self._break():
             return True
-        word = self._words.get(token_id)
-        stop_reason = text.add(msgspec.json.decode(word)) if word else None
+        offset = len(text.text)
+        word = self._word(generation, token_id)
+        stop_reason = text.add(word) if word else None
         if stop_reason is not None:
             finish = "stop"
+        logprobs = self._likely(generation.index, token_id, offset)
         if self._asked.is_streamed:
-            self._client.event(self._event(generation, token_id, text.take(is_last=finish is not None), finish, stop_reason))
+            piece = text.take(is_last=finish is not None)
+            if event := self._event(generation, token_id, piece, finish, stop_reason, logprobs):
+                self._client.event(event)
         self._record.sent_tokens += 1
         if finish is not None:
             self._end_choice(generation, finish, stop_reason)
         return stop_reason is not None
 
-    def _event(self, generation: Generation, token_id: int, piece: str, finish: str | None, stop_reason: str | None) -> bytes:
-        """An event with all that may be in one."""
+    def _word(self, generation: Generation, token_id: int) -> str:
+        if generation.script is not None:
+            return generation.script.pieces[generation.num_output - 1]
+        word = self._words.get(token_id)
+        return msgspec.json.decode(word) if word else ""
+
+    def _likely(self, index: int, token_id: int, offset: int) -> dict[str, Any] | None:
+        top = self._asked.num_logprobs
+        if top is None:
+            return None
+        text, words = self._vocabulary.token_text, self._vocabulary.words.ascii
+        found = chat(token_id, top, text, words) if self._asked.is_chat else plain(token_id, top, text, words, offset)
+        self._logprobs[index].append(found)
+        return found
+
+    def _event(
+        self,
+        generation: Generation,
+        token_id: int,
+        piece: str,
+        finish: str | None,
+        stop_reason: str | None,
+        logprobs: dict[str, Any] | None,
+    ) -> bytes | None:
+        """An event with all that may be in one; None where vLLM sends none."""
         asked, prompt = self._asked, self._prompt_of(generation.index)
         is_first = generation.num_output == 1
         if is_first and asked.echo:
@@ -127,12 +162,15 @@ class Answer:
         ids = [token_id] if asked.wants_token_ids else None
         choice: dict[str, Any] = {"index": generation.index}
         if asked.is_chat:
-            choice |= {"delta": {"content": piece}, "logprobs": None, "finish_reason": finish}
+            delta = self._delta(generation, piece)
+            if not delta and finish is None and logprobs is None and ids is None:
+                return None
+            choice |= {"delta": delta, "logprobs": logprobs, "finish_reason": self._finish(generation, finish)}
             if finish is not None:
                 choice["stop_reason"] = stop_reason
             choice["token_ids"] = ids
         else:
-            choice |= {"text": piece, "logprobs": None, "finish_reason": finish, "stop_reason": stop_reason}
+            choice |= {"text": piece, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop_reason}
             choice |= {"prompt_token_ids": prompt if is_first and asked.wants_token_ids else None, "token_ids": ids}
         event: dict[str, Any] = {"choices": [choice]}
         if self._has_counts:
@@ -142,6 +180,19 @@ class Answer:
         if finish is not None and not asked.wants_usage:
             event["system_fingerprint"] = FINGERPRINT
         return b"data: " + self._common + b"," + _encode(event)[1:] + b"\n\n"
+
+    def _delta(self, generation: Generation, piece: str) -> dict[str, Any]:
+        """What a piece of a chat's answer says; empty where a parser of tool calls keeps it."""
+        script = generation.script
+        if script is not None and script.call is not None:
+            return self._calls.setdefault(generation.index, CallPieces(script.call)).take(piece)
+        return {"content": piece} if piece or not self._asked.has_parser else {}
+
+    def _finish(self, generation: Generation, finish: str | None) -> str | None:
+        """vLLM says `tool_calls` of calls that it was free to choose, and `stop` of one that the client named."""
+        form, script = self._asked.form, generation.script
+        is_call = finish == "stop" and script is not None and script.call is not None
+        return "tool_calls" if is_call and form is not None and not form.is_named else finish
 
     def _break(self) -> bool:
         """Do what the fault says, at the token that it names; True where nothing comes after it."""
@@ -224,10 +275,15 @@ class Answer:
     def _choice(self, generation: Generation, finish: str, stop_reason: str | None) -> dict[str, Any]:
         asked, text = self._asked, self._texts[generation.index].text
         ids = generation.ids[generation.num_prompt :] if asked.wants_token_ids else None
-        ending = {"logprobs": None, "finish_reason": finish, "stop_reason": stop_reason, "token_ids": ids}
+        likely = joined(self._logprobs[generation.index])
+        ending = {"logprobs": likely, "finish_reason": finish, "stop_reason": stop_reason, "token_ids": ids}
         if asked.is_chat:
-            none = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
-            message = {"role": "assistant", "content": text, **none}
+            none = dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
+            message: dict[str, Any] = {"role": "assistant", "content": text, **none}
+            if generation.script is not None and generation.script.call is not None and finish == "stop":
+                message |= {"content": "", "tool_calls": [whole_call(generation.script.call, text)]}
+                ending["finish_reason"] = self._finish(generation, finish)
+            message["reasoning"] = None
             return {"index": generation.index, "message": message, **ending, "routed_experts": None}
         if asked.echo:
             text = asked.echo[generation.index // asked.num_choices] + text

@@ -1,34 +1,26 @@
 """What a request asks for: bodies of chat and plain completions, read as vLLM reads them, and refused in its words.
 
-Unknown fields are ignored, as vLLM ignores them. What a twin cannot do (tools, grammars, log probabilities) is refused rather
-than ignored.
+Unknown fields are ignored, as vLLM ignores them. What a twin cannot do (some of what a JSON schema may say, a bias on tokens) is
+refused rather than ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from serving.gateway.prompts import RefusedConversation
+from serving.twin.refusal import Refusal
+from serving.twin.structured import Form
+from serving.twin.tools import ToolBody, called, formatted
 from serving.twin.vocabulary import Vocabulary
 
 COMPLETIONS_MAX_TOKENS = 16
-
-
-class Refusal(Exception):
-    """An answer that is an error document."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, kind: str = "BadRequestError") -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.kind = status, message, param, kind
-
-    def document(self) -> bytes:
-        """The document as vLLM writes it."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
-        return msgspec.json.encode({"error": error})
+MAX_LOGPROBS = 20
+"""vLLM's default."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -53,6 +45,7 @@ class _Body(msgspec.Struct, kw_only=True):
     return_token_ids: bool | None = None
     logprobs: bool | int | None = None
     response_format: Any = None
+    logit_bias: dict[str, float] | None = None
 
 
 class TextPart(msgspec.Struct):
@@ -67,12 +60,16 @@ class Message(msgspec.Struct):
 
     role: str
     content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """As chat templates take it."""
         content = self.content
         text = "\n".join(part.text for part in content) if isinstance(content, list) else content
-        return {"role": self.role, "content": text or ""}
+        others = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id, "name": self.name}
+        return {"role": self.role, "content": text, **{name: value for name, value in others.items() if value is not None}}
 
 
 class ChatBody(_Body, kw_only=True):
@@ -81,7 +78,9 @@ class ChatBody(_Body, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
     continue_final_message: bool = False
-    tools: list[Any] | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    top_logprobs: int = 0
 
 
 class CompletionBody(_Body, kw_only=True):
@@ -112,6 +111,12 @@ class Asked:
     wants_token_ids: bool
     echo: tuple[str, ...]
     """The prompts' texts, where they are to come first."""
+    form: Form | None
+    """What the answers have to be, where not any words."""
+    num_logprobs: int | None
+    """With log probabilities, those of so many tokens besides the one written; None without."""
+    has_parser: bool
+    """A parser of tool calls reads the answers: then events without text are left out, as vLLM leaves them out."""
 
 
 _chat = msgspec.json.Decoder(ChatBody)
@@ -138,8 +143,8 @@ def invalid_body(error: msgspec.MsgspecError) -> Refusal:
     return Refusal(400, f"1 validation error:\n  {error}", param, "Bad Request")
 
 
-def read(body: ChatBody | CompletionBody, vocabulary: Vocabulary, max_model_len: int) -> Asked:
-    """`body` with its prompts as tokens; the model's name is not looked at.
+def read(body: ChatBody | CompletionBody, vocabulary: Vocabulary, max_model_len: int, *, has_parser: bool) -> Asked:
+    """`body` with its prompts as tokens; the model's name is not looked at. `has_parser`: tools can be called.
 
     Raises:
         Refusal: vLLM would refuse it, or a twin cannot do it.
@@ -157,8 +162,14 @@ def read(body: ChatBody | CompletionBody, vocabulary: Vocabulary, max_model_len:
     if body.cache_salt == "":
         message = "Parameter 'cache_salt' must be a non-empty string if provided. (parameter=cache_salt)"
         raise Refusal(400, message, "cache_salt")
-    if body.logprobs or body.response_format not in (None, {"type": "text"}) or (isinstance(body, ChatBody) and body.tools):
-        raise Refusal(400, "A twin has no log probabilities, grammars or tools.")
+    if body.logit_bias:
+        raise Refusal(400, "A twin has no probabilities to put a bias on.", "logit_bias")
+    num_logprobs = _num_logprobs(body)
+    form = formatted(body.response_format, vocabulary)
+    if isinstance(body, ChatBody):
+        may_answer = bool(body.messages) and body.messages[-1].role == "tool"
+        call = called(body.tools, body.tool_choice, has_parser=has_parser, may_answer=may_answer, words=vocabulary)
+        form = call or form
     prompts = _prompts(body, vocabulary)
     longest = max(map(len, prompts))
     if longest >= max_model_len:
@@ -182,7 +193,21 @@ def read(body: ChatBody | CompletionBody, vocabulary: Vocabulary, max_model_len:
         wants_running_usage=bool(options and options.include_usage and options.continuous_usage_stats),
         wants_token_ids=bool(body.return_token_ids),
         echo=_echo(body, vocabulary, prompts),
+        form=form,
+        num_logprobs=num_logprobs,
+        has_parser=has_parser and isinstance(body, ChatBody),
     )
+
+
+def _num_logprobs(body: ChatBody | CompletionBody) -> int | None:
+    if isinstance(body, ChatBody):
+        wanted = body.top_logprobs if body.logprobs else None
+    else:
+        wanted = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
+    if wanted is not None and wanted > MAX_LOGPROBS:
+        message = f"Requested sample logprobs of {wanted}, which is greater than max allowed: {MAX_LOGPROBS}"
+        raise Refusal(400, f"{message} (parameter=logprobs, value={wanted})", "logprobs")
+    return wanted
 
 
 def _max_tokens(body: ChatBody | CompletionBody, max_model_len: int, longest: int) -> int:
@@ -226,11 +251,12 @@ def _prompt(one: Any, vocabulary: Vocabulary) -> Sequence[int]:
 
 
 def _render(body: ChatBody, vocabulary: Vocabulary) -> str:
-    messages: list[Mapping[str, str]] = [message.plain() for message in body.messages]
+    messages = [message.plain() for message in body.messages]
+    tools = [tool.plain() for tool in body.tools] if body.tools else None
     try:
         if body.continue_final_message:
-            return vocabulary.template.render(messages[:-1]) + messages[-1]["content"]
-        return vocabulary.template.render(messages)
+            return vocabulary.template.render(messages[:-1], tools) + (messages[-1]["content"] or "")
+        return vocabulary.template.render(messages, tools)
     except RefusedConversation as error:
         raise Refusal(400, str(error)) from error
 

@@ -178,8 +178,11 @@ class Engine:
         fault = generation.fault
         if fault and fault.kind is FaultKind.HANG and generation.num_output >= fault.at_token:
             return
-        may_end = generation.may_end and generation.num_output >= generation.min_tokens
-        token_id, generation.state = self._text.next(generation.state, may_end)
+        if generation.script is not None:
+            token_id = generation.script.ids[generation.num_output]
+        else:
+            may_end = generation.may_end and generation.num_output >= generation.min_tokens
+            token_id, generation.state = self._text.next(generation.state, may_end)
         generation.ids.append(token_id)
         generation.num_output += 1
         generation.last_token_s = now_s

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from serving.twin.blocks import BlockTable
 from serving.twin.faults import Fault, FaultKind
+from serving.twin.structured import Form, Script
 from serving.twin.text import TextSource
 from serving.twin.truth import Record
 
@@ -35,6 +36,7 @@ class Generation:
         "num_prompt",
         "record",
         "scheduled_s",
+        "script",
         "state",
         "table",
     )
@@ -53,6 +55,7 @@ class Generation:
         choice_seed: int | None,
         text: TextSource,
         fault: Fault | None,
+        form: Form | None,
         deliver: Callable[[Generation, int, str | None], bool],
     ) -> None:
         """`deliver` takes each token and why it is the last one, or None; True says that the answer is over."""
@@ -68,6 +71,8 @@ class Generation:
         self.fault = fault
         if fault and fault.kind is FaultKind.WRONG_TEXT:
             self.state ^= _OTHER_WORDS
+        self.script: Script | None = form.write(self.state) if form else None
+        """What it will say, where its form is given."""
         self.is_over = False
         self.scheduled_s = self.last_token_s = 0.0
         self.next_token_s = 0.0

@@ -19,13 +19,14 @@ import msgspec
 from serving.twin import asked as asking
 from serving.twin import control, vllm_api
 from serving.twin.answers import Answer
-from serving.twin.asked import Asked, Refusal
+from serving.twin.asked import Asked
 from serving.twin.blocks import BlockPool, BlockTable, CacheKey
 from serving.twin.connection import KEEPALIVE_S, Connection, Request
 from serving.twin.engine import Engine, Limits
 from serving.twin.faults import Fault, FaultKind, FaultPlan, Faults
 from serving.twin.generation import Generation
 from serving.twin.kv_events import EventsConfig, Publisher
+from serving.twin.refusal import Refusal
 from serving.twin.stats import Gauges, Stats
 from serving.twin.text import TextSource
 from serving.twin.truth import Record, Truth
@@ -54,6 +55,8 @@ class TwinConfig:
     """Of texts: replicas of one model have the same."""
     fault_seed: int
     mean_answer_tokens: int
+    has_tool_parser: bool = False
+    """Tools can be called, as with vLLM's `--tool-call-parser`."""
 
 
 class _AdapterConfig(msgspec.Struct):
@@ -225,7 +228,7 @@ class Twin:
             message = f"The model `{body.model}` does not exist. Valid aliases: {self.config.served_name}."
             raise Refusal(404, message, "model", "NotFoundError")
         body.model = body.model or self.config.served_name
-        return asking.read(body, self.vocabulary, self.config.limits.max_model_len)
+        return asking.read(body, self.vocabulary, self.config.limits.max_model_len, has_parser=self.config.has_tool_parser)
 
     def _refuse(self, record: Record, connection: Connection, refusal: Refusal, outcome: str) -> None:
         self.truth.end(record, outcome, asyncio.get_running_loop().time())
@@ -255,7 +258,7 @@ class Twin:
             self.truth.end(record, "aborted", loop.time())
             stop_all()
 
-        answer = Answer(asked, record, connection, self._words, fault, over)
+        answer = Answer(asked, record, connection, self._words, self.vocabulary, fault, over)
         for number in range(answer.num_choices):
             generations.append(
                 Generation(
@@ -270,6 +273,7 @@ class Twin:
                     choice_seed=self._choice_seed(asked, record, number),
                     text=self._text,
                     fault=fault,
+                    form=asked.form,
                     deliver=answer.deliver,
                 )
             )

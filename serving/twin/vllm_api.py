@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from serving.twin.asked import Message, Refusal, invalid_body
+from serving.twin.asked import Message, invalid_body
 from serving.twin.connection import Connection, Request
+from serving.twin.refusal import Refusal
+from serving.twin.tools import ToolBody
 
 if TYPE_CHECKING:
     from serving.twin.twin import Twin
@@ -22,6 +24,7 @@ METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 class _TokenizeBody(msgspec.Struct):
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[ToolBody] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
 
@@ -103,7 +106,8 @@ def _card(twin: Twin, name: str, root: str, parent: str | None, max_model_len: i
 def _tokenize(twin: Twin, request: Request, connection: Connection) -> None:
     body = msgspec.json.decode(request.body, type=_TokenizeBody)
     if body.messages is not None:
-        text = twin.vocabulary.template.render([message.plain() for message in body.messages])
+        tools = [tool.plain() for tool in body.tools] if body.tools else None
+        text = twin.vocabulary.template.render([message.plain() for message in body.messages], tools)
         ids = twin.vocabulary.encode(text, add_special_tokens=False)
     else:
         ids = twin.vocabulary.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)

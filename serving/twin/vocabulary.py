@@ -28,7 +28,12 @@ from serving.twin.words import ENGLISH, WIDE
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% if tools %}{{ '<|im_start|>system\\n# Tools\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}{{ '<tool_call>\\n{\"name\": \"' + call['function']['name'] }}"
+    "{{ '\", \"arguments\": ' + call['function']['arguments'] | tojson + '}\\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _MAX_WORDS = 2048
@@ -59,6 +64,8 @@ class Vocabulary:
         self.eos_id = int(tokenizer.token_to_id(eos_token) or 0)
         self.template = template
         self.words = _words(tokenizer)
+        self.plain_words = [self.words.text[token_id].strip() for token_id in self.words.ascii]
+        """Those of ASCII, without the spaces before them."""
         self._tokenizer = tokenizer
         self._split = re.compile("(" + "|".join(re.escape(token) for token in special_tokens) + ")")
         self._segment = lru_cache(_CACHED_SEGMENTS)(self._encode_segment)
@@ -76,6 +83,16 @@ class Vocabulary:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out."""
         text: str = self._tokenizer.decode(list(ids))
+        return text
+
+    def spell(self, text: str) -> list[tuple[int, str]]:
+        """The tokens of a text in ASCII, and the text of each."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [(token_id, text[begin:end]) for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def token_text(self, token_id: int) -> str:
+        """The text of any token, special ones by their names."""
+        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return text
 
     def token(self, token_id: int) -> str:

@@ -26,6 +26,7 @@ import zmq
 
 from serving.models.conversions import converted, engine_python
 from serving.twin.kv_events import BlockStored, EventBatch
+from serving.twin.vocabulary import TEMPLATE, own_files
 from tests.serving.twin.conftest import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -36,7 +37,7 @@ BLOCK = 128
 """vLLM's block size on CPUs."""
 WINDOW = 2048
 SHARED = ["--served-model-name", "small", "--max-model-len", str(WINDOW), "--max-num-seqs", "8", "--enable-lora"]
-SHARED += ["--max-loras", "2", "--max-lora-rank", "8"]
+SHARED += ["--max-loras", "2", "--max-lora-rank", "8", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 CHAT_BODY = {"model": "small", "messages": QUESTION, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
@@ -102,11 +103,21 @@ save_file(tensors, sys.argv[1])
     return str(folder)
 
 
+def with_tools_template(files: Path, out: Path) -> Path:
+    """The model with a chat template that shows tools and their calls, which its own does not."""
+    out.mkdir()
+    for file in files.iterdir():
+        (out / file.name).symlink_to(file)
+    (out / TEMPLATE).unlink()
+    (out / TEMPLATE).write_bytes(own_files()[TEMPLATE])
+    return out
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
     """Ports of a vLLM and of a twin of the same model."""
     folder = tmp_path_factory.mktemp("both")
-    model = str(converted("smollm2", lambda _: None) / "files")
+    model = str(with_tools_template(converted("smollm2", lambda _: None) / "files", folder / "model"))
 
     def events(port: int, replay: int) -> str:
         endpoints = {"endpoint": f"tcp://*:{port}", "replay_endpoint": f"tcp://*:{replay}"}
@@ -212,6 +223,72 @@ def test_a_stop_string_is_told_alike(both: tuple[int, int], is_streamed: bool) -
     assert endings[0] == endings[1]
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 6},
+        "unit": {"enum": ["c", "f"]},
+        "days": {"type": "integer", "maximum": 9},
+    },
+    "required": ["city", "unit", "days"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "é", "parameters": SCHEMA, "strict": True}}
+WAIT = {"type": "function", "function": {"name": "wait"}}
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+CALLED = [
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "wait", "arguments": ""}}],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "done"},
+]
+FORM = {"type": "json_schema", "json_schema": {"name": "w", "schema": SCHEMA}}
+NONSENSE = {"name": "w", "schema": {"type": "nonsense"}}
+TOOLS_BODY = {"model": "small", "messages": QUESTION, "max_tokens": 120, "temperature": 0, "tools": [WEATHER]}
+FORMS: list[tuple[str, str, dict[str, Any]]] = [
+    ("a named tool", CHAT, {**TOOLS_BODY, "tool_choice": NAMED}),
+    ("a required tool", CHAT, {**TOOLS_BODY, "tool_choice": "required", "parallel_tool_calls": False}),
+    ("a call cut short", CHAT, {**TOOLS_BODY, "tool_choice": NAMED, "max_tokens": 3}),
+    ("no tool", CHAT, {**TOOLS_BODY, "tool_choice": "none", "max_tokens": 3, "ignore_eos": True}),
+    ("no tool behind a call", CHAT, {**TOOLS_BODY, "messages": QUESTION + CALLED, "tool_choice": "none", "max_tokens": 1}),
+    ("a schema", CHAT, {"model": "small", "messages": QUESTION, "max_tokens": 120, "temperature": 0, "response_format": FORM}),
+    ("a schema, plain", PLAIN, {**PLAIN_BODY, "max_tokens": 120, "ignore_eos": False, "response_format": FORM}),
+    ("log probabilities", CHAT, {**CHAT_BODY, "logprobs": True}),
+    ("the likeliest", CHAT, {**CHAT_BODY, "logprobs": True, "top_logprobs": 2}),
+    ("log probabilities, plain", PLAIN, {**PLAIN_BODY, "logprobs": 0}),
+    ("the likeliest, plain", PLAIN, {**PLAIN_BODY, "logprobs": 2}),
+    ("log probabilities of a call", CHAT, {**TOOLS_BODY, "tool_choice": NAMED, "logprobs": True, "max_tokens": 4}),
+]  # fmt: skip
+
+
+def outline(value: Any, key: str = "") -> Any:
+    """Keys in their order and kinds of values, but for why it ended; of a list its different kinds of items."""
+    if key == "finish_reason":
+        return value
+    if isinstance(value, dict):
+        is_by_token = key == "top_logprobs"
+        return (
+            sorted({str(outline(item)) for item in value.values()})
+            if is_by_token
+            else [(n, outline(v, n)) for n, v in value.items()]
+        )
+    if isinstance(value, list):
+        return list(dict.fromkeys(str(outline(item, key)) for item in value))
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(("path", "body"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
+def test_answers_of_a_form_are_told_alike(both: tuple[int, int], path: str, body: dict[str, Any]) -> None:
+    """What a model and a twin write differs in length; each kind of event comes from both, and in the same order at first."""
+    real, twin = (ask(port, "POST", path, {**body, "stream": True, "stream_options": COUNTED}) for port in both)
+    assert outline(twin.events) == outline(real.events)
+    real, twin = (ask(port, "POST", path, body) for port in both)
+    assert outline(json.loads(twin.text)) == outline(json.loads(real.text))
+    assert json.loads(twin.text)["usage"]["prompt_tokens"] == json.loads(real.text)["usage"]["prompt_tokens"]
+
+
 REFUSED: list[tuple[str, str, Any]] = [
     ("an unknown model", CHAT, {**CHAT_BODY, "model": "nope"}),
     ("an unknown model, streamed", CHAT, {**CHAT_BODY, "model": "nope", "stream": True}),
@@ -228,7 +305,13 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("greedy choices", CHAT, {**CHAT_BODY, "n": 2}),
     ("an empty salt", CHAT, {**CHAT_BODY, "cache_salt": ""}),
     ("stream options without a stream", CHAT, {**CHAT_BODY, "stream_options": {"include_usage": True}}),
+    ("no tools", CHAT, {**CHAT_BODY, "tools": []}),
+    ("a choice of no tools", CHAT, {**CHAT_BODY, "tool_choice": "required"}),
+    ("a tool that is not there", CHAT, {**CHAT_BODY, "tools": [WAIT], "tool_choice": NAMED}),
+    ("a schema of no type", CHAT, {**CHAT_BODY, "response_format": {"type": "json_schema", "json_schema": NONSENSE}}),
+    ("too many log probabilities", CHAT, {**CHAT_BODY, "logprobs": True, "top_logprobs": 21}),
     ("an unknown path", "/nope", {}),
+    ("embeddings of a model that generates", "/v1/embeddings", {"model": "small", "input": "x"}),
     ("an adapter that is not there", "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "/nope"}),
     ("an adapter that is not loaded", "/v1/unload_lora_adapter", {"lora_name": "zz"}),
 ]
@@ -263,6 +346,8 @@ def test_a_method_that_is_not_there_is_refused_alike(both: tuple[int, int]) -> N
     [
         ("/tokenize", {"model": "small", "prompt": "Hello world", "return_token_strs": True}),
         ("/tokenize", {"model": "small", "messages": QUESTION}),
+        ("/tokenize", {"model": "small", "messages": QUESTION, "tools": [WEATHER, WAIT]}),
+        ("/tokenize", {"model": "small", "messages": QUESTION + CALLED, "tools": [WEATHER]}),
         ("/tokenize", {"model": "small", "prompt": "größe 東京 " * 20}),
         ("/detokenize", {"model": "small", "tokens": [19556, 905]}),
     ],
@@ -314,7 +399,7 @@ def test_the_same_prompts_find_the_same_tokens_and_leave_the_same_blocks(both: t
         for event in events:
             event["token_ids"] = len(event["token_ids"])  # their hashes say which
     assert twin == real
-    assert [event["parent_block_hash"] is not None for event in twin] == [False, True, False]
+    assert [event["parent_block_hash"] is not None for event in twin[-3:]] == [False, True, False]
 
 
 def replayed(port: int) -> list[dict[str, Any]]:
@@ -333,8 +418,8 @@ def replayed(port: int) -> list[dict[str, Any]]:
             events += [msgspec.to_builtins(event) for event in batch.events if isinstance(event, BlockStored)]
 
 
-NOT_A_TWINS = re.compile(r"vllm:estimated_|vllm:\w+_created")
-"""What depends on the machine's arithmetic, and the times at which counters began."""
+NOT_A_TWINS = re.compile(r"vllm:estimated_|vllm:tool_call_parser_|vllm:\w+_created")
+"""What depends on the machine's arithmetic, how often a parser ran (a twin has none), and the times at which counters began."""
 
 
 def samples(text: str) -> dict[str, set[str]]:
