@@ -33,6 +33,8 @@ class RegionTarget(msgspec.Struct, frozen=True):
     admin_url: str
     artifact_bucket: str
     tables: dict[str, str]
+    archive_bucket: str = ""
+    """Empty where what wrote `access.json` did not know it yet."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -132,6 +134,7 @@ def _deployed_target(environment: str) -> Target:
                 admin_url=admin_url.rstrip("/"),
                 artifact_bucket=region["artifact_bucket"],
                 tables=Tables.model_validate(region["tables"]).model_dump(),
+                archive_bucket=region.get("archive_bucket", ""),
             )
         },
     )

@@ -39,6 +39,7 @@ def target_of(
             admin_url=f"http://{addresses['ops']}" if addresses else "",
             artifact_bucket=its.artifact_bucket,
             tables=its.tables.model_dump(),
+            archive_bucket=its.archive_bucket,
         )
     target = Target(LOCAL, some.home_region, "", api_key, regions, aws_url)
     secret = target.aws_client("secretsmanager", some.home_region).get_secret_value(SecretId=some.secrets.admin_key)

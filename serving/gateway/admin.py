@@ -106,8 +106,13 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
             "region": settings.region,
             "home_region": settings.home_region,
             "artifact_bucket": settings.artifact_bucket,
+            "archive_bucket": settings.archive_bucket,
             "tables": settings.tables.model_dump(),
         }
+
+    @router.get("/prices")
+    def show_prices(admin: AdminParts = allowed) -> dict[str, Any]:
+        return {model.model_class: [price.model_dump() for price in model.prices] for model in settings.models}
 
     @router.get("/tenants")
     def list_tenants(admin: AdminParts = allowed) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class ChatEnd:
     duration_ms: float
 
 
+def list_prices(target: Target) -> dict[str, list[dict[str, Any]]]:
+    """What each class costs, oldest price first."""
+    return _admin(target, "GET", "/prices")
+
+
 def list_tenants(target: Target) -> list[dict[str, Any]]:
     """All tenants, by id."""
     tenants: list[dict[str, Any]] = _admin(target, "GET", "/tenants")["tenants"]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.gateway import admin_client
+from serving.metering import ledger_commands
 from serving.metering.report import UsageReport, UsageRow, format_usd, parse_since
 from serving.target import LOCAL, load_target
 
@@ -33,6 +34,7 @@ _COLUMNS = {By.TENANT: "tenant", By.MODEL: "model", By.KEY: "key_id", By.DAY: "d
 def register(app: typer.Typer) -> None:
     """Add this module's command to `app`."""
     app.command("usage")(usage)
+    app.add_typer(ledger_commands.ledger_app, name="ledger")
 
 
 def usage(

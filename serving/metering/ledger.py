@@ -1,21 +1,17 @@
-"""The usage ledger: one immutable row per event, written by conditional put, and read as sums of rows.
+"""The usage ledger's table: one immutable row per event (`rows.py`), written by conditional put, and read as sums of rows.
 
-    pk  <tenant>#<YYYY-MM-DD>   the UTC day on which the event was opened
-    sk  <event_id>
-
-The same journals, in any order and any number of times, give the same rows. A row that is there already with other content is
-never overwritten: the first stands, the difference is counted and reported. Requests that were never served have rows too, at
-zero: what a customer asks about must be found.
+An event's row has one writer: the region that minted the event. Its shipper puts the row there, and the global table carries it
+on. After a region's loss a survivor may put it too, since what it puts is the same: the same journals, in any order and any
+number of times, give the same rows. A row that is there already with other content is never overwritten: the first stands, the
+difference is counted and reported. Requests that were never served have rows too, at zero: what a customer asks about must be
+found.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +19,10 @@ import msgspec
 import structlog
 from botocore.exceptions import ClientError
 
-from serving.metering.events import UsageClose, UsageOpen, UsageRevision
+from serving.errors import UserError
+from serving.metering.events import UsageClose
 from serving.metering.framing import decode_segment
+from serving.metering.rows import LedgerRow, RowKey, item_of, row_from, row_of, rows_of, utc_days
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -34,6 +32,10 @@ NUM_CONNECTIONS = 16
 _MAX_BATCH_GET = 100  # DynamoDB's limit for BatchGetItem
 
 log = structlog.get_logger()
+
+
+class UnreadableRow(UserError):
+    """An item of the table is no ledger row: somebody else wrote it, or changed it."""
 
 
 class PutResult(StrEnum):
@@ -46,171 +48,22 @@ class PutResult(StrEnum):
     """Another row was there, and still is."""
 
 
-class LedgerRow(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All that a CLOSE says, flat; token counts and prices as they were billed. Or a revision of it: then its tokens are none,
-    its prices the new ones, and its cost the difference.
-
-    A field that is new in a schema is added with a default, which is neither stored nor hashed: older rows stay what they were.
-    """
-
-    event_id: str
-    tenant: str
-    key_id: str
-    model: str
-    release_id: str
-    region: str
-    gateway: str
-    endpoint: str
-    opened_at_ms: int
-    closed_at_ms: int
-    outcome: str
-    source: str
-    finish_reason: str
-    attempts: int
-    ttft_us: int
-    """-1 where no content was sent. Whole microseconds: the ledger holds no binary fractions."""
-    counted_prompt_tokens: int
-    """As the gateway counted them before the engine was asked; `prompt_tokens` is billed."""
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    price_version: str
-    input_micro_usd_per_mtok: int
-    cached_input_micro_usd_per_mtok: int
-    output_micro_usd_per_mtok: int
-    cost_pico_usd: int
-    """Units of 1e-12 dollars, exact."""
-    schema: int
-    request_id: str = ""
-    adapter: str = ""
-    adapter_release_id: str = ""
-    asked_model: str = ""
-    is_compacted: bool = False
-    is_batch: bool = False
-    engines: str = ""
-    """Engines asked, in order, with spaces between them."""
-    routing_reason: str = ""
-    reasoning_tokens: int = -1
-    queue_us: int = -1
-    total_us: int = -1
-    revision: int = 0
-    """0 for the event itself."""
-    reason: str = ""
-    """Why it was rated anew; revisions only."""
-
-    @property
-    def key(self) -> RowKey:
-        """The row's place in the table."""
-        suffix = f"#{self.revision:04d}" if self.revision else ""
-        return RowKey(f"{self.tenant}#{utc_day(self.opened_at_ms)}", self.event_id + suffix)
-
-    def canonical(self) -> bytes:
-        """Bytes that are equal exactly where rows are."""
-        return msgspec.json.encode(self, order="sorted")
-
-
-class RowKey(msgspec.Struct, frozen=True, order=True):
-    """Primary key of a row."""
-
-    pk: str
-    sk: str
-
-    def item(self) -> dict[str, dict[str, str]]:
-        """As DynamoDB takes it."""
-        return {"pk": {"S": self.pk}, "sk": {"S": self.sk}}
-
-
-def utc_day(time_ms: int) -> str:
-    """`2025-11-22` for 1763852399999, `2025-11-23` a millisecond later."""
-    return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y-%m-%d")
-
-
-def utc_days(from_ms: int, to_ms: int) -> list[str]:
-    """The UTC days that [from_ms, to_ms) touches, in order; none where it is empty."""
-    if to_ms <= from_ms:
-        return []
-    first = datetime.fromtimestamp(from_ms // 1000, UTC).date()
-    last = datetime.fromtimestamp((to_ms - 1) // 1000, UTC).date()
-    return [(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)]
-
-
-def row_of(close: UsageClose) -> LedgerRow:
-    """The row that bills `close`."""
-    return LedgerRow(
-        **_opened(close.open),
-        closed_at_ms=close.closed_at_ms,
-        outcome=close.outcome.value,
-        source=close.source.value,
-        finish_reason=close.finish_reason,
-        attempts=close.attempts,
-        ttft_us=_us(close.ttft_ms),
-        prompt_tokens=close.prompt_tokens,
-        cached_tokens=close.cached_tokens,
-        output_tokens=close.output_tokens,
-        cost_pico_usd=close.cost_pico_usd,
-        engines=" ".join(close.engines),
-        routing_reason=close.routing_reason,
-        reasoning_tokens=close.reasoning_tokens,
-        queue_us=_us(close.queue_ms),
-        total_us=_us(close.total_ms),
-    )
-
-
-def row_of_revision(revision: UsageRevision) -> LedgerRow:
-    """The row that adds `revision`'s difference to the event's bill. It counts neither a request nor a token."""
-    return LedgerRow(
-        **_opened(revision.open),
-        closed_at_ms=revision.revised_at_ms,
-        outcome="revised",
-        source="none",
-        finish_reason="",
-        attempts=0,
-        ttft_us=-1,
-        prompt_tokens=0,
-        cached_tokens=0,
-        output_tokens=0,
-        cost_pico_usd=revision.delta_pico_usd,
-        revision=revision.revision,
-        reason=revision.reason,
-    )
-
-
-def _opened(event: UsageOpen) -> dict[str, Any]:
-    """What a row has of its event's OPEN."""
-    values = msgspec.structs.asdict(event)
-    values["counted_prompt_tokens"] = values.pop("prompt_tokens")
-    return values
-
-
-def _us(time_ms: float) -> int:
-    return round(time_ms * 1000) if time_ms >= 0 else -1
-
-
-def item_of(row: LedgerRow) -> dict[str, Any]:
-    """`row` as a DynamoDB item."""
-    item: dict[str, Any] = row.key.item()
-    for name, value in msgspec.to_builtins(row).items():
-        kind = "BOOL" if isinstance(value, bool) else "N" if isinstance(value, int) else "S"
-        item[name] = {kind: str(value) if kind == "N" else value}
-    return item
-
-
-def row_from(item: dict[str, Any]) -> LedgerRow:
-    """The row in a DynamoDB item; attributes that are none of ours (such as replication's) are left out.
+def create_table(client: DynamoDBClient, table: str) -> None:
+    """Make a table that rows can be rebuilt into, unless it is there. The deployed ledger is `infra/`'s, not made here.
 
     Raises:
-        msgspec.ValidationError: the item is no ledger row.
+        botocore.exceptions.BotoCoreError, ClientError: as they say.
     """
-    values = {name: int(Decimal(value["N"])) if "N" in value else next(iter(value.values())) for name, value in item.items()}
-    return msgspec.convert(values, LedgerRow)
-
-
-def ledger_hash(rows: Iterable[LedgerRow]) -> str:
-    """SHA-256 (hex) of a set of rows, whatever order they come in."""
-    total = hashlib.sha256()
-    for digest in sorted(hashlib.sha256(row.canonical()).digest() for row in rows):
-        total.update(digest)
-    return total.hexdigest()
+    try:
+        client.create_table(
+            TableName=table,
+            KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+            AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "sk")],
+            BillingMode="PAY_PER_REQUEST",
+        )
+    except client.exceptions.ResourceInUseException:
+        return
+    client.get_waiter("table_exists").wait(TableName=table, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 
 
 def put_row(client: DynamoDBClient, table: str, row: LedgerRow) -> PutResult:
@@ -251,8 +104,17 @@ def write_rows(client: DynamoDBClient, table: str, closes: Sequence[UsageClose])
     Raises:
         botocore.exceptions.BotoCoreError, ClientError: some row could not be put; calling again resumes.
     """
-    with ThreadPoolExecutor(min(NUM_CONNECTIONS, len(closes)) or 1, "ledger") as pool:
-        return Counter(pool.map(lambda close: put_row(client, table, row_of(close)), closes))
+    return put_rows(client, table, [row_of(close) for close in closes])
+
+
+def put_rows(client: DynamoDBClient, table: str, rows: Sequence[LedgerRow]) -> Counter[PutResult]:
+    """Put every row; how many of each result.
+
+    Raises:
+        botocore.exceptions.BotoCoreError, ClientError: some row could not be put; calling again resumes.
+    """
+    with ThreadPoolExecutor(min(NUM_CONNECTIONS, len(rows)) or 1, "ledger") as pool:
+        return Counter(pool.map(lambda row: put_row(client, table, row), rows))
 
 
 def rebuild_from_segments(client: DynamoDBClient, table: str, segments: Iterable[bytes]) -> Counter[PutResult]:
@@ -264,7 +126,7 @@ def rebuild_from_segments(client: DynamoDBClient, table: str, segments: Iterable
     """
     results: Counter[PutResult] = Counter()
     for data in segments:
-        results += write_rows(client, table, decode_segment(data).closes)
+        results += put_rows(client, table, rows_of(decode_segment(data)))
     return results
 
 
@@ -289,6 +151,7 @@ def read_rows(client: DynamoDBClient, table: str, tenants: Sequence[str] | None,
     """The rows opened in [from_ms, to_ms): by query for the tenants named, by a scan of the whole table for all (None).
 
     Raises:
+        UnreadableRow: as it says.
         botocore.exceptions.BotoCoreError, ClientError: the table did not answer.
     """
     if tenants is None:
@@ -299,9 +162,28 @@ def read_rows(client: DynamoDBClient, table: str, tenants: Sequence[str] | None,
             pages = list(pool.map(lambda pk: _partition(client, table, pk), partitions))
     for page in pages:
         for item in page:
-            row = row_from(item)
+            row = _row(item)
             if from_ms <= row.opened_at_ms < to_ms:
                 yield row
+
+
+def read_day(client: DynamoDBClient, table: str, tenant: str, day: str) -> list[LedgerRow]:
+    """The tenant's rows of one UTC day, by key.
+
+    Raises:
+        UnreadableRow: as it says.
+        botocore.exceptions.BotoCoreError, ClientError: the table did not answer.
+    """
+    return [_row(item) for item in _partition(client, table, f"{tenant}#{day}")]
+
+
+def _row(item: dict[str, Any]) -> LedgerRow:
+    try:
+        return row_from(item)
+    except msgspec.ValidationError as error:
+        key = f"pk {item['pk']['S']}, sk {item['sk']['S']}"
+        remedy = "what it was is in the archive: `flotilla ledger rebuild` into another table shows it"
+        raise UnreadableRow(f"the ledger's item with {key} is no row: {error}", remedy) from error
 
 
 def _partition(client: DynamoDBClient, table: str, pk: str) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from serving.errors import UserError
-from serving.metering.ledger import LedgerRow, read_rows, utc_day
+from serving.metering.ledger import read_rows
+from serving.metering.rows import LedgerRow, utc_day
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -79,6 +80,20 @@ def parse_since(text: str, now_ms: int) -> int:
         raise UserError(f"--since {text!r} is neither a time span nor a day", "write 24h, 30m, 7d, or 2025-11-22") from error
 
 
+def parse_month(text: str) -> tuple[int, int]:
+    """Unix times in ms at which the UTC month `2026-11` begins and ends.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        begin = datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC)
+    except ValueError as error:
+        raise UserError(f"{text!r} is no month", "write it as 2026-11") from error
+    end = begin.replace(year=begin.year + begin.month // 12, month=begin.month % 12 + 1)
+    return int(begin.timestamp()) * 1000, int(end.timestamp()) * 1000
+
+
 def summarise(rows: Iterable[LedgerRow], from_ms: int, to_ms: int, group_by: Sequence[GroupBy] = DEFAULT_GROUP_BY) -> UsageReport:
     """The report of `rows`; the order they come in does not matter."""
     groups: defaultdict[tuple[str, str, str, str], list[LedgerRow]] = defaultdict(list)
@@ -104,8 +119,8 @@ def summarise(rows: Iterable[LedgerRow], from_ms: int, to_ms: int, group_by: Seq
 def _sums(rows: Sequence[LedgerRow], tenant: str = "", model: str = "", key_id: str = "", day: str = "") -> UsageRow:
     cost_pico_usd = sum(row.cost_pico_usd for row in rows)
     return UsageRow(
-        requests=len(rows),
-        outcomes=dict(sorted(Counter(row.outcome for row in rows).items())),
+        requests=sum(not row.revision for row in rows),
+        outcomes=dict(sorted(Counter(row.outcome for row in rows if not row.revision).items())),
         uncached_input_tokens=sum(row.prompt_tokens - row.cached_tokens for row in rows),
         cached_input_tokens=sum(row.cached_tokens for row in rows),
         output_tokens=sum(row.output_tokens for row in rows),

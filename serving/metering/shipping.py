@@ -22,8 +22,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from serving.metering.archive import Stored, archive_key, missing_keys, put_segment
 from serving.metering.framing import Segment, SegmentError, decode_segment
-from serving.metering.ledger import PutResult, RowKey, missing_rows, row_of, write_rows
+from serving.metering.ledger import PutResult, missing_rows, write_rows
 from serving.metering.recovery import Recovered, recover
+from serving.metering.rows import RowKey, row_of
 from serving.metering.segments import (
     LOCK,
     OPEN,

@@ -171,6 +171,7 @@ async def test_the_admin_api_wants_its_own_key_and_knows_the_region(gateway: Pro
                 "region": REGION,
                 "home_region": REGION,
                 "artifact_bucket": "artifacts",
+                "archive_bucket": "archive",
                 "tables": {name: name for name in TABLES},
             }
         async with http.get(f"{gateway.ops_url}/metrics") as answer:

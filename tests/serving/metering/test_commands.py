@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from serving.errors import UserError
 from serving.metering import commands
 from serving.metering.events import Outcome
-from serving.metering.ledger import row_of
 from serving.metering.report import UsageReport, summarise
+from serving.metering.rows import row_of
 
 NOW_MS = 1_763_856_000_000  # 2025-11-23T00:00:00Z
 
@@ -49,7 +49,7 @@ def api(records: Any, monkeypatch: pytest.MonkeyPatch) -> AdminApi:
 def run(*arguments: str) -> Any:
     app = typer.Typer()
     commands.register(app)
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "140"})
+    return CliRunner().invoke(app, ["usage", *arguments], env={"COLUMNS": "140"})
 
 
 def test_a_person_sees_thousands_dollars_outcomes_a_total_and_how_fresh_it_is(api: AdminApi) -> None:

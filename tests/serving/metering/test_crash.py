@@ -20,8 +20,8 @@ import pytest
 from serving.metering.events import CountSource, Outcome, UsageClose
 from serving.metering.framing import SegmentError, decode_segment
 from serving.metering.journal import Journal
-from serving.metering.ledger import row_of
 from serving.metering.recovery import recover
+from serving.metering.rows import row_of
 from serving.metering.segments import SEALED, list_segments
 from serving.settings import JournalSettings
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from serving.errors import UserError
 from serving.metering.events import CountSource, Outcome
-from serving.metering.ledger import ledger_hash, row_of, utc_day, utc_days
 from serving.metering.report import UsageReport, format_usd, parse_since, summarise
+from serving.metering.rows import ledger_hash, row_of, utc_day, utc_days
 
 MIDNIGHT_MS = 1_763_856_000_000  # 2025-11-23T00:00:00Z
 HOUR_MS = 3_600_000

@@ -13,7 +13,7 @@ import pytest
 
 from serving.metering.events import SCHEMA_VERSION
 from serving.metering.framing import decode_segment, encode_record, open_events
-from serving.metering.ledger import item_of, ledger_hash, row_from, row_of, row_of_revision
+from serving.metering.rows import item_of, ledger_hash, row_from, row_of, row_of_revision
 
 GOLDEN = Path(__file__).with_name("golden")
 ROWS = {  # by schema: rows, and the ledger hash of them

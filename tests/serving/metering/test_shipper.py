@@ -21,7 +21,8 @@ from prometheus_client import generate_latest
 from serving import series
 from serving.metering.events import Outcome, UsageOpen
 from serving.metering.journal import Journal
-from serving.metering.ledger import LedgerRow, ledger_hash, read_rows, row_of
+from serving.metering.ledger import read_rows
+from serving.metering.rows import LedgerRow, ledger_hash, row_of
 from serving.metering.segments import OPEN
 from serving.metering.shipper import Metrics, Rounds, main
 from serving.metering.shipping import Destination, Shipper

@@ -16,17 +16,9 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from serving.metering.events import CountSource, Outcome
 from serving.metering.framing import decode_segment
-from serving.metering.ledger import (
-    PutResult,
-    item_of,
-    ledger_hash,
-    missing_rows,
-    put_row,
-    read_rows,
-    rebuild_from_segments,
-    row_of,
-)
+from serving.metering.ledger import PutResult, missing_rows, put_row, read_rows, rebuild_from_segments
 from serving.metering.report import usage_report
+from serving.metering.rows import item_of, ledger_hash, row_of
 from serving.metering.segments import OPEN, SEALED, SHIPPED, TORN, WriterLock, list_segments
 from serving.metering.shipping import BackOff, Destination, Marker, Shipper
 

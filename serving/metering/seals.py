@@ -1,0 +1,108 @@
+"""Sealing a tenant's day: from then on no row of it can be changed, dropped or slipped in without it being noticed.
+
+A day is sealed no sooner than `SEAL_AFTER_H` hours after its end (UTC): by then what its gateways closed has long been shipped.
+Seal 1 lists every row of the day, sorted by key, with its digest; its head is a hash chain over them:
+
+    h(0) = SHA-256("flotilla ledger" 0 tenant "#" day)        h(i) = SHA-256(h(i-1) digest(i))
+
+Rows come in any order and are chained in one, so whoever seals the same rows gets the same head. A row that comes later (a
+gateway's volume that returned, a price rated anew) is never put in between: seal 2 lists the late ones, again sorted, and goes on
+from the head of seal 1; and so on. Seals are conditional puts, so of two that seal at once one is refused and looks again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from serving.metering.books import Books
+from serving.metering.ledger import read_day
+from serving.metering.rows import LedgerRow
+
+SEAL_AFTER_H = 6.0
+PREFIX = "seals/v1/"
+
+
+class Leaf(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """One row under a seal."""
+
+    sk: str
+    digest: bytes
+    """SHA-256 of the row's canonical bytes."""
+
+
+class Seal(msgspec.Struct, frozen=True):
+    """What was sealed at once."""
+
+    tenant: str
+    day: str
+    number: int
+    """Counts a day's seals from 1."""
+    leaves: tuple[Leaf, ...]
+    """The rows that no earlier seal has, sorted."""
+    head: str
+    """End of the chain over all seals up to this one, hex."""
+    cost_pico_usd: int
+    """Sum of this seal's rows."""
+    sealed_at_ms: int
+
+    @property
+    def key(self) -> str:
+        """Where the archive has it."""
+        return f"{PREFIX}{self.tenant}/{self.day}/{self.number:04d}.seal"
+
+
+def digest_of(row: LedgerRow) -> bytes:
+    """SHA-256 of the row's canonical bytes."""
+    return hashlib.sha256(row.canonical()).digest()
+
+
+def genesis(tenant: str, day: str) -> str:
+    """The head before any row."""
+    return hashlib.sha256(f"flotilla ledger\0{tenant}#{day}".encode()).hexdigest()
+
+
+def chain(head: str, leaves: Iterable[Leaf]) -> str:
+    """The head after `leaves`, which are taken in order of their keys."""
+    state = bytes.fromhex(head)
+    for leaf in sorted(leaves):
+        state = hashlib.sha256(state + leaf.digest).digest()
+    return state.hex()
+
+
+def may_be_sealed(day: str, now_ms: int) -> bool:
+    """The day is over, and late enough."""
+    end = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1, hours=SEAL_AFTER_H)
+    return now_ms >= end.timestamp() * 1000
+
+
+def next_seal(tenant: str, day: str, rows: Iterable[LedgerRow], before: Sequence[Seal], now_ms: int) -> Seal | None:
+    """The seal over those `rows` that the day's seals so far, `before`, do not have; None where they have all."""
+    sealed = {leaf.sk for seal in before for leaf in seal.leaves}
+    late = [row for row in rows if row.key.sk not in sealed]
+    if not late:
+        return None
+    leaves = tuple(sorted(Leaf(row.key.sk, digest_of(row)) for row in late))
+    head = chain(before[-1].head if before else genesis(tenant, day), leaves)
+    return Seal(tenant, day, len(before) + 1, leaves, head, sum(row.cost_pico_usd for row in late), now_ms)
+
+
+def read_seals(books: Books, tenant: str, day: str) -> list[Seal]:
+    """The day's seals, in order."""
+    keys = books.keys(f"{PREFIX}{tenant}/{day}/")
+    return [msgspec.msgpack.decode(books.get(key), type=Seal) for key in keys]
+
+
+def seal_day(books: Books, tenant: str, day: str, now_ms: int) -> Seal | None:
+    """Seal what is not sealed of the day, and give the new seal; None where nothing was left or it is too early."""
+    if not may_be_sealed(day, now_ms):
+        return None
+    for _ in itertools.count():  # ends: each refusal means that another has sealed something
+        seal = next_seal(tenant, day, read_day(books.dynamodb, books.table, tenant, day), read_seals(books, tenant, day), now_ms)
+        if seal is None or books.put_once(seal.key, msgspec.msgpack.encode(seal)):
+            return seal
+    raise AssertionError
