@@ -33,6 +33,9 @@ IN_FLIGHT = Series("flotilla_in_flight_requests", "gauge", ("model",), "Requests
 ENGINES_READY = Series("flotilla_engines_ready", "gauge", ("model",), "Engines that this gateway may send requests to.")
 RETRIES = Series("flotilla_retries_total", "counter", ("model",), "Requests sent to a second engine before their first byte.")
 RESUMES = Series("flotilla_resumes_total", "counter", ("model",), "Broken answers that went on at another engine.")
+USAGE_DISPUTED = Series(
+    "flotilla_usage_disputed_total", "counter", ("model",), "Requests whose engine sent no token counts, or impossible ones."
+)
 LIMITER_FALLBACKS = Series(
     "flotilla_limiter_fallbacks_total", "counter", (), "Admissions decided locally because the cache did not answer."
 )

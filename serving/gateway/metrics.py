@@ -39,6 +39,7 @@ class Metrics:
         self.engines_ready = make(Gauge, series.ENGINES_READY, self._registry)
         self.retries = make(Counter, series.RETRIES, self._registry)
         self.resumes = make(Counter, series.RESUMES, self._registry)
+        self.usage_disputed = make(Counter, series.USAGE_DISPUTED, self._registry)
         self.limiter_fallbacks = make(Counter, series.LIMITER_FALLBACKS, self._registry)
         self.journal_commit = self._histogram(series.JOURNAL_COMMIT, _COMMIT_S)
         self.open_events = make(Gauge, series.OPEN_EVENTS, self._registry)
@@ -48,6 +49,7 @@ class Metrics:
                 self.engines_ready,
                 self.retries,
                 self.resumes,
+                self.usage_disputed,
                 self.ttft,
                 self.tpot,
                 self.request_seconds,

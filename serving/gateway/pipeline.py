@@ -147,7 +147,7 @@ class Pipeline:
         """
         if exchange.is_disconnected:
             raise ClientGone
-        meter = call.meter = self._meter(call, principal, model, context)
+        meter = call.meter = self._meter(call, principal, model, context, request.num_choices)
         headers = [_request_id_header(call), *(reservation.headers if reservation is not None else ())]
         transcript: resume.Transcript | None = None
         if resume.is_wanted(exchange.headers) and resume.is_possible(request):
@@ -222,7 +222,7 @@ class Pipeline:
         except BodyBroken as error:
             raise ApiError(errors.INVALID_HTTP, "The body is not framed as its headers say.") from error
 
-    def _meter(self, call: Call, principal: Principal, model: ServedModel, context: Context) -> Meter:
+    def _meter(self, call: Call, principal: Principal, model: ServedModel, context: Context, num_choices: int) -> Meter:
         opened_at_ms = settle.now_ms()
         rate = self._models.rate(model, opened_at_ms)
         opened = UsageOpen(
@@ -242,10 +242,15 @@ class Pipeline:
             output_micro_usd_per_mtok=rate.output_micro_usd_per_mtok,
             request_id=call.request_id,
         )
-        return Meter(self._journal, self._settings.journal, opened)
+        return Meter(self._journal, self._settings.journal, opened, num_choices * context.max_tokens)
 
     async def _close(self, exchange: Exchange, call: Call, meter: Meter, outcome: Outcome) -> None:
         closed = await meter.close(outcome, exchange.received_s, asyncio.get_running_loop().time())
+        if meter.is_disputed:
+            self._metrics.usage_disputed.labels(call.model).inc()
+            log.warning(
+                "usage_disputed", request_id=call.request_id, engine=meter.engines[-1:], output_tokens=closed.output_tokens
+            )
         tokens = self._metrics.tokens
         tokens.labels(call.model, "input").inc(closed.prompt_tokens - closed.cached_tokens)
         tokens.labels(call.model, "cached_input").inc(closed.cached_tokens)

@@ -2,7 +2,8 @@
 
 OPEN is on disk before an engine is asked; PROGRESS follows the running counts; CLOSE is on disk before the client is told that
 its answer is complete. Counts are the engine's own, as received: the totals at the end where it sent them, else the last running
-ones. Nothing is ever guessed, and zero is zero.
+ones. Nothing is ever guessed, and zero is zero. Each piece of an answer carries a token or more, so an engine that counts fewer
+tokens than pieces passed, or more than were allowed, is not believed: then the pieces are billed.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ class UsageJournal(Protocol):
 class Meter:
     """The counts of one request. Times are the event loop's, in seconds."""
 
-    def __init__(self, journal: UsageJournal, settings: JournalSettings, opened: UsageOpen) -> None:
+    def __init__(self, journal: UsageJournal, settings: JournalSettings, opened: UsageOpen, max_output_tokens: int) -> None:
         self.opened = opened
+        self.num_pieces = 0
+        """Events that passed, less those without a token."""
+        self.is_disputed = False
+        """The engine's counts could not be, or were missing."""
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.output_tokens = 0
@@ -55,6 +60,7 @@ class Meter:
         """When the first byte of content went to the client."""
         self._journal = journal
         self._settings = settings
+        self._max_output_tokens = max_output_tokens
         self._by_choice: dict[int, int] = {}
         self._noted_tokens = 0
         self._noted_s = float("-inf")
@@ -108,6 +114,7 @@ class Meter:
         Raises:
             ApiError: `metering_unavailable`; the journal writes it later, but the client must not be told that all is well.
         """
+        self._check()
         if outcome is not Outcome.FINISHED and self.output_tokens == 0:
             outcome = Outcome.NOT_SERVED
         if outcome is Outcome.FINISHED and self.first_sent_s is None:
@@ -166,6 +173,15 @@ class Meter:
         if self.first_token_s is None or self.output_tokens < 2:
             return None
         return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
+
+    def _check(self) -> None:
+        """Put what passed in the place of counts that cannot be."""
+        if self.num_pieces <= self.output_tokens <= self._max_output_tokens:
+            return
+        self.is_disputed, self.source = True, CountSource.GATEWAY
+        self.output_tokens, self.reasoning_tokens = self.num_pieces, -1
+        if self.prompt_tokens <= 0:
+            self.prompt_tokens, self.cached_tokens = self.opened.prompt_tokens, 0
 
     def _count(self, output_tokens: int, now_s: float) -> None:
         if output_tokens > self.output_tokens:

@@ -17,6 +17,7 @@ _END = b"\n\n"
 _USAGE = b',"usage":{'
 _CHOICE = b'"choices":[{"index":'
 _NO_CHOICES = b'"choices":[]'
+_ROLE = b'"delta":{"role":'
 _FINISH = b'"finish_reason":"'
 _PIECE = b'data: {"id":'
 _GOES_ON = b'"finish_reason":null'
@@ -103,8 +104,10 @@ def cut_usage(event: bytes) -> tuple[bytes, Usage | None]:
     """The event without its token counts, and the counts; None where it has none.
 
     Raises:
-        BrokenStream: the counts cannot be read.
+        BrokenStream: the event is not whole, or the counts cannot be read.
     """
+    if not event.endswith(b"}"):
+        raise BrokenStream("an event that is not whole")
     start = event.find(_USAGE)
     if start < 0:
         return event, None
@@ -146,6 +149,11 @@ def choice_index(event: bytes) -> int:
 def has_no_choices(event: bytes) -> bool:
     """The event carries no text: it is the final one, with the totals."""
     return _NO_CHOICES in event
+
+
+def tells_role(event: bytes) -> bool:
+    """The first event of a chat, which has no token."""
+    return _ROLE in event
 
 
 def finish_reason(event: bytes) -> str:

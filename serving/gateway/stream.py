@@ -210,6 +210,7 @@ class _Relay:
             return
         now_s = self._loop.time()
         self._watch.heard(now_s)
+        self._meter.num_pieces += len(events)
         try:
             self._count_and_add(events, now_s)
             self._meter.note(now_s)
@@ -234,9 +235,9 @@ class _Relay:
                 sink.add(event, plain[0], is_final_usage=False)
                 continue
             if event == sse.DONE:
-                return self._finish(None)
+                return self._finish(None, events, event)
             if (said := sse.engine_error(event)) is not None:
-                return self._finish(EngineLost(f"the engine says {said.code}: {said.message:.200}"))
+                return self._finish(EngineLost(f"the engine says {said.code}: {said.message:.200}"), events, event)
             try:
                 bare, usage = sse.cut_usage(event)
                 is_final_usage = sse.has_no_choices(event)
@@ -246,15 +247,19 @@ class _Relay:
                     meter.running(usage, sse.choice_index(event), now_s)
                 reason = sse.finish_reason(event)
                 if reason == sse.ABORTED:
-                    return self._finish(EngineLost("the engine aborted the request"))
+                    return self._finish(EngineLost("the engine aborted the request"), events, event)
+                if is_final_usage or sse.tells_role(event):
+                    meter.num_pieces -= 1
                 meter.finish_reason = reason or meter.finish_reason
                 sink.add(event, bare, is_final_usage=is_final_usage)
             except sse.BrokenStream as error:
-                return self._finish(EngineLost(str(error)))
+                return self._finish(EngineLost(str(error)), events, event)
         return None
 
-    def _finish(self, failure: Exception | None) -> None:
+    def _finish(self, failure: Exception | None, events: Sequence[bytes] = (), last: bytes = b"") -> None:
+        """It is over; of `events`, the `last` one and those behind it are no pieces of the answer."""
         self.is_over, self.failure = True, failure
+        self._meter.num_pieces -= len(events) - events.index(last) if events else 0
         self._wake()
 
     def _wake(self) -> None:

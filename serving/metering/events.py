@@ -39,6 +39,9 @@ class CountSource(StrEnum):
 
     ENGINE_FINAL = "engine_final"
     ENGINE_RUNNING = "engine_running"
+    GATEWAY = "gateway"
+    """Counted here, since the engine's counts were missing or could not be: the prompt by its tokenizer, and a token for each
+    piece that passed, which is never too many."""
     NONE = "none"
     """Nothing was received, so nothing was counted."""
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from serving.stop_strings import HeldText
-from serving.twin.asked import Asked
+from serving.twin.asked import Asked, core_died
 from serving.twin.call_pieces import CallPieces, whole_call
 from serving.twin.faults import STREAM_FAULTS, Fault, FaultKind
 from serving.twin.generation import Generation
@@ -205,6 +205,10 @@ class Answer:
             self._over("truncated")
             self._client.event(self._head + b'0,"delta":{"content":"')
             self._client.end()
+        elif self._kind is FaultKind.ERROR:
+            self._over("failed")
+            self._client.event(b"data: " + core_died(500).document() + b"\n\ndata: [DONE]\n\n")
+            self._client.end()
         elif self._kind is FaultKind.CUT:
             self._over("cut")
             self._client.reset()
@@ -295,4 +299,4 @@ class Answer:
         return list(self._asked.prompts[index // self._asked.num_choices])
 
 
-_BREAKS = frozenset({FaultKind.GARBLE, FaultKind.TRUNCATE, FaultKind.CUT, FaultKind.DIE})
+_BREAKS = frozenset({FaultKind.GARBLE, FaultKind.TRUNCATE, FaultKind.ERROR, FaultKind.CUT, FaultKind.DIE})

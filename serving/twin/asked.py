@@ -23,6 +23,12 @@ MAX_LOGPROBS = 20
 """vLLM's default."""
 
 
+def core_died(status: int) -> Refusal:
+    """What vLLM says once its engine core has died."""
+    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    return Refusal(status, message, kind="InternalServerError")
+
+
 class StreamOptions(msgspec.Struct):
     """What a stream carries besides its tokens."""
 

@@ -31,6 +31,8 @@ class FaultKind(StrEnum):
     """The stream ends, in good order, in the middle of the event after `at_token`."""
     GARBLE = "garble"
     """The event after `at_token` is not JSON."""
+    ERROR = "error"
+    """The event after `at_token` tells of a failure, and the stream ends, as when vLLM's engine core dies."""
     SPLIT = "split"
     """Each event arrives in two pieces, cut inside a character where it has a wide one."""
     WRONG_TEXT = "wrong_text"
@@ -43,7 +45,7 @@ class FaultKind(StrEnum):
     """No event has counts."""
 
 
-STREAM_FAULTS = frozenset({FaultKind.TRUNCATE, FaultKind.GARBLE, FaultKind.SPLIT})
+STREAM_FAULTS = frozenset({FaultKind.TRUNCATE, FaultKind.GARBLE, FaultKind.ERROR, FaultKind.SPLIT})
 """Faults of events: a request that is not streamed does not meet them."""
 
 

@@ -32,7 +32,8 @@ class Record(msgspec.Struct, gc=False):
     first_token_s: float | None = None
     ended_s: float | None = None
     outcome: str = "running"
-    """`stop`, `length`, `refused`, `invalid`, `aborted` (the client left), `cut`, `truncated` or `died`."""
+    """`stop`, `length`, `refused`, `invalid`, `aborted` (the client left), `cut`, `truncated`,
+    `failed` or `died`."""
 
 
 KEPT = 20_000

@@ -192,9 +192,7 @@ class Twin:
         record.fault = fault.kind if fault else ""
         connection.gone = lambda: self.truth.end(record, "aborted", loop.time())
         if self.faults.switches.dead or (fault and fault.kind is FaultKind.REFUSE):
-            status = fault.status if fault else 500
-            refusal = Refusal(status, "EngineCore encountered an issue.", kind="InternalServerError")
-            self._refuse(record, connection, refusal, "refused")
+            self._refuse(record, connection, asking.core_died(fault.status if fault else 500), "refused")
         elif len(request.body) <= _INLINE_BYTES:
             self._admit(request, connection, record, fault)
         else:
@@ -245,7 +243,7 @@ class Twin:
 
         def over(outcome: str) -> None:
             self.truth.end(record, outcome, loop.time())
-            if outcome in ("cut", "truncated", "died"):
+            if outcome in ("cut", "truncated", "failed", "died"):
                 stop_all()
             if outcome == "died":
                 loop.call_soon(self._die, self)
