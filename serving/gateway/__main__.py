@@ -150,6 +150,7 @@ def _bind(host: str, port: int) -> socket.socket:
 def main(env: Mapping[str, str] = os.environ) -> int:
     """Exit code of the process: 2 where its environment, settings, ports or journal do not fit."""
     configure_logs()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one prompt at a time: the library's own threads only cost a switch
     try:
         settings = load(GatewaySettings, Path(env["FLOTILLA_SETTINGS_FILE"]))
         _allow_open_files()

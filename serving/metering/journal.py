@@ -2,8 +2,10 @@
 
 One journal a gateway worker, one thread a journal. The event loop only encodes and queues; the thread takes all that waits,
 writes it, syncs it once, and wakes its waiters together. A commit starts when the previous one ends: there is no timer, so a
-lone request waits for one fdatasync and a thousand concurrent ones share it. PROGRESS records of one event that wait together
-shrink to the last, as counts are totals: a slow disk cannot make the queue grow beyond the events that are open.
+lone request waits for one fdatasync and a thousand concurrent ones share it. PROGRESS waits for nobody and nobody for it, so it
+goes along with the next OPEN or CLOSE, after `PROGRESS_WAIT_S` without one by itself: a commit of its own for each would be most
+of what a request costs. PROGRESS records of one event that wait together shrink to the last, as counts are totals: a slow disk
+cannot make the queue grow beyond the events that are open.
 
     journal = await Journal.open(directory, settings.journal, source="gateway-0-0")
     await journal.open_event(UsageOpen(...))      # durable: now ask the engine
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +37,8 @@ __all__ = ["Commit", "Journal", "JournalUnavailable"]
 
 LOCK_WAIT_S = 3.0
 """A shipper that takes over a dead writer's segments holds the lock for moments: wait that out, then refuse."""
+PROGRESS_WAIT_S = 0.05
+"""Longest wait of PROGRESS for a commit to go along with. Much less than its interval (`JournalSettings.progress_s`)."""
 STALL_LIMIT_S = 5.0
 """A disk that takes longer over one commit is reported as unhealthy, though it has not failed yet."""
 
@@ -58,10 +63,13 @@ class Journal:
         self.recovered = recovered
         """What the last life of this writer had left behind, for the log."""
         self._writer = writer
-        self._lock = lock
+        self._place = lock
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        """Over what waits and the flags."""
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """The thread sleeps here. Not a Condition, which is Python and holds up the event loop's thread for longer than it works."""
         self._entries: list[Entry] = []
         self._waiters: list[_Waiter] = []
         self._progress: dict[str, bytes] = {}
@@ -141,10 +149,8 @@ class Journal:
 
     def progress(self, record: UsageProgress) -> None:
         """Note what has arrived; durable at the next commit. Never waits and never raises."""
-        with self._wake:
+        with self._lock:
             self._progress[record.event_id] = encode_record(record)
-            if self._is_idle:
-                self._wake.notify()
 
     async def close_event(self, record: UsageClose) -> None:
         """Return when `record` is durable. Only the first CLOSE of an event counts.
@@ -157,23 +163,28 @@ class Journal:
 
     async def aclose(self) -> None:
         """Commit what waits, seal the segment, and give the writer's place up. Calling it again waits for the same end."""
-        with self._wake:
+        with self._lock:
             self._is_closing = True
-            self._wake.notify()
+            self._wake()
         await asyncio.shield(self._done)
 
     async def _commit(self, entry: Entry) -> None:
         waiter: _Waiter = self._loop.create_future()
-        with self._wake:
+        with self._lock:
             if self._is_closing or self._failure:
                 raise JournalUnavailable(self._failure or "the journal is closed")
             self._entries.append(entry)
             self._waiters.append(waiter)
             if entry.kind is UsageClose:
                 self._progress.pop(entry.event_id, None)
-            if self._is_idle:
-                self._wake.notify()
+            self._wake()
         await waiter
+
+    def _wake(self) -> None:
+        """Let the thread go on if it sleeps. Call it with the lock held."""
+        if self._is_idle:
+            self._is_idle = False
+            self._wakeups.put(None)
 
     def _run(self) -> None:
         """The thread: commit while anything waits; rotate or retry in between; seal at the end."""
@@ -189,23 +200,32 @@ class Journal:
         except BaseException as error:  # a defect, or a disk that refuses the last seal: nobody may wait for ever
             self._failure = f"the journal has stopped: {type(error).__name__}: {error}"
         finally:
-            with self._wake:
+            with self._lock:
                 self._is_closing = True
                 waiters, self._waiters = self._waiters, []
-            self._lock.release()
+            self._place.release()
             self._on_loop(waiters, self._failure or "the journal is closed", None)
             self._on_loop([self._done], "", None)
 
     def _take(self) -> tuple[list[_Waiter], dict[str, bytes], list[Entry], bool]:
         """All that waits; empty when maintenance is due or the journal closes."""
-        with self._wake:
-            if not (self._entries or self._progress or self._is_closing):
-                self._is_idle = True
-                self._wake.wait(self._writer.next_due_s())
-                self._is_idle = False
+        with self._lock:
+            self._is_idle = not (self._entries or self._is_closing)
+        if self._is_idle:
+            with contextlib.suppress(queue.Empty):
+                self._wakeups.get(timeout=self._sleep_s())
+        with self._lock:
+            self._is_idle = False
             taken = self._waiters, self._progress, self._entries, self._is_closing
             self._waiters, self._progress, self._entries = [], {}, []
             return taken
+
+    def _sleep_s(self) -> float | None:
+        """How long nothing but an OPEN or CLOSE needs the thread. While events are open there may be PROGRESS, which wakes nobody."""
+        due_s = self._writer.next_due_s()
+        if not self._writer.num_open_events:
+            return due_s
+        return PROGRESS_WAIT_S if due_s is None else min(due_s, PROGRESS_WAIT_S)
 
     def _commit_batch(self, waiters: list[_Waiter], progress: dict[str, bytes], entries: list[Entry]) -> None:
         began_s = self._commit_began_s = time.monotonic()
@@ -215,7 +235,7 @@ class Journal:
         except JournalUnavailable as error:
             reason = error.message
         except BaseException:
-            with self._wake:  # hand the waiters back: `_run` tells them
+            with self._lock:  # hand the waiters back: `_run` tells them
                 self._waiters = waiters + self._waiters
             raise
         finally:

@@ -64,7 +64,7 @@ async def stream(journal: Any, numbers: Any) -> None:
         for output_tokens in (3, 6, 9):
             say(f"P {event.event_id} {output_tokens}")
             journal.progress(UsageProgress(event.event_id, 7, 0, output_tokens))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)  # others open and close meanwhile, and it goes along
         output_tokens = 10 + number % 5
         await journal.close_event(UsageClose(event, Outcome.FINISHED, CountSource.ENGINE_FINAL, 7, 0, output_tokens, number + 1))
         say(f"C {event.event_id} {output_tokens}")
