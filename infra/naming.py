@@ -54,6 +54,8 @@ IMAGE_REPOSITORY = "serving"
 LOAD_BALANCER = "api"
 """Ends the name of a region's load balancer and of its target group."""
 
+REGION_HEALTH_PATH = "/region"
+"""Where a gateway says whether its region should receive traffic, and why not."""
 CONTROL_PATH = "/controls"
 """Where a gateway tells health checks whether another region has been evacuated: `/controls/<region>`."""
 

@@ -43,7 +43,6 @@ class AllTables(Tables):
     """Names of every global table: the gateways' and those of features that keep state of their own."""
 
     idempotency: str
-    failover: str
     conversations: str
     batches: str
 
@@ -90,6 +89,9 @@ class ServingOutputs(_Contract):
     gateway_service: str
     gateway_port: int
     gateway_health_path: str
+    """Whether one gateway wants traffic: the load balancer's question."""
+    region_health_path: str
+    """Whether the region should receive traffic: the edge's question."""
     control_path: str
     """Below it, a gateway says whether another region has been evacuated: 200 on `<path>/<region>` while it is, 404 while not."""
     load_balancer_arn: str

@@ -30,7 +30,7 @@ from infra.components.workloads.journal_storage import JournalStorage
 from infra.components.workloads.serving_namespace import ServingNamespace
 from infra.components.workloads.traffic_rules import TrafficRules
 from infra.config import Program
-from infra.naming import CONTROL_PATH, GATEWAY, LOAD_BALANCER, NAMESPACE, StackName
+from infra.naming import CONTROL_PATH, GATEWAY, LOAD_BALANCER, NAMESPACE, REGION_HEALTH_PATH, StackName
 from infra.providers import aws_provider, kubernetes_provider
 from infra.stack_config import ServingConfig
 from infra.stack_config.serving import HOST_IMAGE
@@ -54,6 +54,7 @@ def build(program: Program[ServingConfig]) -> None:
             "gateway_service": f"{GATEWAY}.{NAMESPACE}",
             "gateway_port": gateway_fleet.HTTP_PORT,
             "gateway_health_path": timers.ALB_HEALTH.path,
+            "region_health_path": REGION_HEALTH_PATH,
             "control_path": CONTROL_PATH,
             "load_balancer_arn": load_balancer.load_balancer.arn,
             "load_balancer_dns_name": load_balancer.load_balancer.dns_name,

@@ -14,9 +14,11 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from policies.failover.controls import Verdict
 from serving.gateway import errors, http_errors
 from serving.gateway.asgi import AsgiExchange
 from serving.gateway.auth import Authenticator
+from serving.gateway.controls import Controls
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.releases import ReleaseBook
@@ -49,8 +51,11 @@ def build_app(
     models: Models,
     releases: ReleaseBook,
     unready: Callable[[], list[str]],
+    controls: Controls,
+    region_health: Callable[[], list[str]],
 ) -> FastAPI:
-    """The public API as an ASGI application; `unready` gives the reasons why no traffic should come, none when it should."""
+    """The public API as an ASGI application; `unready` gives the reasons why no traffic should come to this gateway, and
+    `region_health` those why none should come to its region; none when it should."""
     app = FastAPI(title="Flotilla", description="An OpenAI-compatible API.", version="1", redoc_url=None)
     http_errors.install(app)
 
@@ -91,6 +96,16 @@ def build_app(
     async def health() -> JSONResponse:
         reasons = unready()
         return JSONResponse({"healthy": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    @app.get("/region", tags=["health"], summary="Whether this region should receive traffic; needs no key")
+    async def region() -> JSONResponse:
+        reasons = region_health()
+        return JSONResponse({"healthy": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    @app.get("/controls/{region}", tags=["health"], summary="200 while that region is evacuated, 404 while not; needs no key")
+    async def control(region: str) -> JSONResponse:
+        is_evacuated = controls.of(region).verdict is Verdict.EVACUATED
+        return JSONResponse({"region": region, "evacuated": is_evacuated}, 200 if is_evacuated else 404)
 
     async def generate() -> Response:
         return Exchanged()

@@ -18,10 +18,12 @@ import structlog
 from botocore.config import Config
 from fastapi import FastAPI
 
+from policies.failover.region_health import why_not
 from serving.gateway.admin import AdminParts
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
 from serving.gateway.context import ContextCounter
+from serving.gateway.controls import Controls
 from serving.gateway.discovery import DnsSource, FileSource, Source, watch
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.engine_watch import watch_engines
@@ -159,14 +161,22 @@ class Service:
             journal=self._journal,
             metrics=self.metrics,
         )
+        controls = Controls(clients.keys, settings.tables.failover, settings.region)
+
+        def region_health() -> list[str]:
+            ready = {name: sum(engine.endpoint.is_ready for engine in pool.engines) for name, pool in pools.items()}
+            return why_not(self.unready(), controls.of(settings.region).verdict, ready)
+
         await limiter.warm_up()
+        await controls.refresh()
         with suppress(TimeoutError):
             await asyncio.wait_for(releases.refresh(), FIRST_RELEASES_S)
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
+        self._tasks.append(asyncio.create_task(controls.run()))
         self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
-        self.app = build_app(self._pipeline, authenticator, models, releases, self.unready)
+        self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health)
         log.info("started", gateway=self._gateway, region=settings.region)
 
     async def stop(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from infra import iam
 from infra.stackref import FoundationOutputs
+from policies.failover.items import REPORT
 
 READ_ITEMS = ("dynamodb:GetItem", "dynamodb:Query")
 WRITE_ITEMS = ("dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem", "dynamodb:ConditionCheckItem")
@@ -25,7 +26,8 @@ class Place:
 
 
 def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
-    """Reads the registry, keeps tenants and keys, appends usage, reads its secrets. It cannot delete usage."""
+    """Reads the registry, keeps tenants and keys, appends usage, reads its secrets. It cannot delete usage, nor say that a region
+    is evacuated: in the controls' table it writes its region's report alone."""
     data, tables = foundation.regions[place.region], foundation.tables
     secrets = [iam.secret_arn(place.region, place.account_id, name) for name in sorted(foundation.secrets.model_dump().values())]
     archive = iam.bucket_arn(data.archive_bucket)
@@ -33,6 +35,13 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
         iam.allow("ReadRegistry", READ_ITEMS, place.tables(tables.registry)),
         iam.allow("KeepTenants", READ_ITEMS + WRITE_ITEMS, place.tables(tables.tenants)),
         iam.allow("AppendUsage", (*READ_ITEMS, "dynamodb:PutItem"), place.tables(tables.ledger)),
+        iam.allow("ReadControls", READ_ITEMS, [iam.table_arn(place.region, place.account_id, tables.failover)]),
+        iam.allow(
+            "ReportRegion",
+            ["dynamodb:PutItem"],
+            [iam.table_arn(place.region, place.account_id, tables.failover)],
+            {"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": [REPORT]}},
+        ),
         iam.allow("ArchiveUsage", ["s3:GetObject", "s3:PutObject"], [f"{archive}/*"]),
         iam.allow("ListArchive", ["s3:ListBucket"], [archive]),
         *_read_releases(data.artifact_bucket),

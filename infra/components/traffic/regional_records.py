@@ -79,7 +79,7 @@ class RegionalRecords(Component):
 
     def _create_health(self, region: str) -> aws.route53.HealthCheck:
         """Healthy while the region is well and no other region says that it is evacuated."""
-        well = self._create_check(f"check-{region}", region, lambda known: known.gateway_health_path, CHECK_FAILURES)
+        well = self._create_check(f"check-{region}", region, lambda known: known.region_health_path, CHECK_FAILURES)
         kept = [
             self._create_check(
                 f"control-{region}-at-{survivor}",

@@ -13,7 +13,7 @@ from infra.config import load_catalog
 from infra.embedded.graph import Graph, Resource, tokens_in
 from infra.embedded.recorder import record
 from infra.errors import ConfigError
-from infra.naming import CONTROL_PATH
+from infra.naming import CONTROL_PATH, REGION_HEALTH_PATH
 
 REGIONS = ("us-east-2", "us-west-2")
 PROD, ONE_REGION = "prod.edge", "staging.edge"
@@ -54,7 +54,7 @@ def is_in_rotation(graph: Graph, region: str, answers: Mapping[tuple[str, str], 
 
 
 def well(region: str) -> tuple[str, str]:
-    return (f"{CODES[region]}.flotilla.example.com", "/health")
+    return (f"{CODES[region]}.flotilla.example.com", REGION_HEALTH_PATH)
 
 
 def evacuated(region: str, by: str) -> tuple[str, str]:

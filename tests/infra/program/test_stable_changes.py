@@ -85,7 +85,7 @@ def reverse_everything(stacks_dir: Path) -> None:
 
 
 def add_a_model(stacks_dir: Path) -> None:
-    """Another model in the catalog, which class small then serves."""
+    """Another model in the catalog and its tariff, which class small then serves."""
 
     def edit(catalog: dict[str, Any]) -> None:
         catalog["models"]["qwen2.5-7b-instruct-new"] = {
@@ -94,7 +94,12 @@ def add_a_model(stacks_dir: Path) -> None:
         }
         catalog["environments"]["prod"]["models"]["small"] = "qwen2.5-7b-instruct-new"
 
+    def price(tariffs: dict[str, Any]) -> None:
+        models = tariffs["tariffs"][-1]["models"]
+        models["qwen2.5-7b-instruct-new"] = models["qwen2.5-7b-instruct"]
+
     _edited(stacks_dir / "catalog.yaml", edit)
+    _edited(stacks_dir / "tariffs.yaml", price)
 
 
 def add_a_pool(stacks_dir: Path) -> None:

@@ -19,6 +19,7 @@ SERVING: dict[str, Any] = {
     "gateway_service": "gateway.serving",
     "gateway_port": 8080,
     "gateway_health_path": "/health",
+    "region_health_path": "/region",
     "control_path": "/controls",
     "load_balancer_arn": "arn:aws:elasticloadbalancing:us-east-2:000000000000:loadbalancer/app/gateway/1",
     "load_balancer_dns_name": "gateway.us-east-2.elb.amazonaws.com",

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import openai
@@ -25,6 +25,7 @@ from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
 from serving.gateway.client_http import client_protocol
 from serving.gateway.context import ContextCounter
+from serving.gateway.controls import Controls
 from serving.gateway.discovery import Endpoint
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.limits import Limiter
@@ -379,7 +380,7 @@ def make_settings(**changes: Any) -> GatewaySettings:
         "environment": "test",
         "region": "us-east-2",
         "home_region": "us-east-2",
-        "tables": {"registry": "registry", "tenants": "tenants", "ledger": "ledger"},
+        "tables": {"registry": "registry", "tenants": "tenants", "ledger": "ledger", "failover": "failover"},
         "secrets": {"key_pepper": "pepper", "cache_salt": "salt", "admin_key": "admin"},
         "artifact_bucket": "artifacts",
         "archive_bucket": "archive",
@@ -474,7 +475,8 @@ async def running_gateway(
         metrics=metrics,
     )
     unready: list[str] = []
-    app = build_app(pipeline, authenticator, models_, releases, lambda: unready)
+    controls = Controls(cast(Any, None), "failover", settings.region)
+    app = build_app(pipeline, authenticator, models_, releases, lambda: unready, controls, lambda: unready)
     engines = [FakeEngine() for _ in range(num_engines)]
     for engine in engines:
         await engine.start()

@@ -52,7 +52,7 @@ def settings_file(tmp_path: Path, aws: Any) -> Path:
         environment="local",
         region=REGION,
         home_region=REGION,
-        tables=Tables(registry="registry", tenants="tenants", ledger=aws.table),
+        tables=Tables(registry="registry", tenants="tenants", ledger=aws.table, failover="failover"),
         secrets=Secrets(key_pepper="a", cache_salt="b", admin_key="c"),
         artifact_bucket="artifacts",
         archive_bucket=aws.bucket,

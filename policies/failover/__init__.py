@@ -1,0 +1,1 @@
+"""What a region that is lost, or said to be, means for the others."""

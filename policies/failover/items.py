@@ -1,0 +1,119 @@
+"""The control items of a failover: who writes them says what must hold, who reads them obeys.
+
+    pk control    sk <region>           the region is evacuated, or serves again     read by gateways, who tell health checks
+    pk floor      sk <region>#<class>   the region keeps at least so many engines     read by the scaling policy
+    pk takeover   sk <region>           another region ships this region's usage      read by that region's shipper
+    pk freeze     sk deploys            nobody deploys                                read by `flotilla deploy` and workflows
+    pk report     sk <region>           what the region last said of itself           written by its gateways, read by `failover`
+    pk run        sk <lost region>      the failover of that region, step by step     written and read by `failover`
+
+They lie in the `failover` table, and are written in a surviving region alone. Plain values here; who talks to the table packs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
+
+CONTROL, FLOOR, TAKEOVER, FREEZE, REPORT, RUN = "control", "floor", "takeover", "freeze", "report", "run"
+DEPLOYS = "deploys"
+
+
+@dataclass(frozen=True)
+class Control:
+    """What somebody has said of a region."""
+
+    region: str
+    is_evacuated: bool
+    reason: str
+    run_id: str
+    by: str
+    at_s: float
+    """Seconds since 1970."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where it lies."""
+        return CONTROL, self.region
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A region keeps at least `min_engines` of a class, whatever its load; 0 lifts it."""
+
+    region: str
+    model_class: str
+    min_engines: int
+    run_id: str
+    at_s: float
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where it lies."""
+        return FLOOR, f"{self.region}#{self.model_class}"
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """`by_region` makes ledger rows of what `region` has archived and not accounted for; "" ends it."""
+
+    region: str
+    by_region: str
+    run_id: str
+    at_s: float
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where it lies."""
+        return TAKEOVER, self.region
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Nobody deploys while it holds."""
+
+    is_frozen: bool
+    reason: str
+    run_id: str
+    by: str
+    at_s: float
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where it lies."""
+        return FREEZE, DEPLOYS
+
+
+class Item(Protocol):
+    """Any of them."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Partition and sort key."""
+
+
+ItemT = TypeVar("ItemT")
+
+
+def pack(item: Item) -> dict[str, Any]:
+    """The item as a table keeps it: its fields beside `pk` and `sk`.
+
+    >>> pack(Takeover("us-east-2", "us-west-2", "r1", 5.0))["sk"]
+    'us-east-2'
+    """
+    pk, sk = item.key
+    return {"pk": pk, "sk": sk, **asdict(item)}  # type: ignore[call-overload]
+
+
+def unpack(kind: type[ItemT], values: Mapping[str, Any]) -> ItemT:
+    """The item that `pack` made `values` of; fields that are not known here are left out, so writers may be newer than readers.
+
+    Raises:
+        ValueError: a field is missing.
+    """
+    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    try:
+        return kind(**{name: values[name] for name in names})
+    except KeyError as error:
+        raise ValueError(f"{values.get('pk')} {values.get('sk')}: {error.args[0]} is missing") from error
