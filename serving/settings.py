@@ -92,7 +92,7 @@ class JournalSettings(_Frozen):
 
     progress_tokens: Annotated[int, Field(ge=1)] = 32
     progress_s: Seconds = 0.25
-    """A PROGRESS record is noted after this many tokens or seconds, whichever comes first; it is on the disk 50 ms later at most."""
+    """A PROGRESS record is noted after this many tokens or seconds, whichever comes first, and is on the disk within 50 ms."""
     seal_after_s: Seconds = 10.0
     """A segment with records is sealed, and so shipped, after this long."""
     seal_after_bytes: Annotated[int, Field(ge=4096)] = 8 * 1024 * 1024

@@ -1,8 +1,8 @@
 """What the surviving regions carry of a lost one, by class, and who is shed first when it is not all.
 
 The unit is a request in flight: what was in flight in the lost region moves, and takes as many places as it took there (Little's
-law; latency is taken to stay as it was, which holds while engines are below their bound). Places that exist now count apart from those
-that floors and autoscaling may still add, since an engine takes minutes to start.
+law; latency is taken to stay as it was, which holds while engines are below their bound). Places that exist now count apart from
+those that floors and autoscaling may still add, since an engine takes minutes to start.
 """
 
 from __future__ import annotations

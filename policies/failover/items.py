@@ -7,7 +7,8 @@
     pk report     sk <region>           what the region last said of itself           written by its gateways, read by `failover`
     pk run        sk <lost region>      the failover of that region, step by step     written and read by `failover`
 
-They lie in the `failover` table, and are written in a surviving region alone. Plain values here; who talks to the table packs them.
+They lie in the `failover` table, and are written in a surviving region alone. Plain values; who talks to the table
+packs them.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Journal:
         self._lock = threading.Lock()
         """Over what waits and the flags."""
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """The thread sleeps here. Not a Condition, which is Python and holds up the event loop's thread for longer than it works."""
+        """The thread sleeps here. Not a Condition: it is Python, and holds up the event loop's thread for longer."""
         self._entries: list[Entry] = []
         self._waiters: list[_Waiter] = []
         self._progress: dict[str, bytes] = {}
@@ -221,7 +221,7 @@ class Journal:
             return taken
 
     def _sleep_s(self) -> float | None:
-        """How long nothing but an OPEN or CLOSE needs the thread. While events are open there may be PROGRESS, which wakes nobody."""
+        """How long nothing but an OPEN or CLOSE needs the thread. PROGRESS of open events wakes nobody."""
         due_s = self._writer.next_due_s()
         if not self._writer.num_open_events:
             return due_s
