@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from infra.instances import GPU_MEMORY_GIB, INSTANCE_SHAPES, MAX_GPUS_PER_NODE, GpuKind
 from infra.naming import Names
+from policies.autoscaling.policy import PolicyValues
 from serving.settings import RELEASE_FOLDER, EngineKind, ModelClass
 
 GIB = 2**30
@@ -208,6 +209,8 @@ class ClassFleet(_Frozen):
     """Engines on the first day."""
     committed_req_per_min: Annotated[int, Field(ge=0, le=10_000_000)]
     """What the floors must carry with one region lost."""
+    scaling: PolicyValues = {}
+    """What of its scaling does not follow from its model; a stack file may say otherwise for its region."""
 
 
 InstanceType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9]+$")]

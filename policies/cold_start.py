@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GB_PER_GIB = 2**30 / 1e9
+IMAGE_GB = 10.76
+"""vLLM's image as it is pulled; see `Rates.pull_gb_per_s`."""
+NUM_WEIGHT_FILES = 8
 HASHED_AT_ONCE = 8
 """Files that the supervisor verifies at a time."""
 

@@ -31,6 +31,18 @@ TOKENS = Series(
 )
 IN_FLIGHT = Series("flotilla_in_flight_requests", "gauge", ("model",), "Requests between admission and their last byte.")
 ENGINES_READY = Series("flotilla_engines_ready", "gauge", ("model",), "Engines that this gateway may send requests to.")
+DESIRED_REPLICAS = Series(
+    "flotilla_desired_replicas",
+    "gauge",
+    ("model_class", "fleet"),
+    "Engines that a fleet should have, by the gateway that leads its region; absent where nobody knows.",
+)
+SCALING_NEED = Series(
+    "flotilla_scaling_need_engines", "gauge", ("model_class", "signal"), "Engines that each signal asks for, by the same."
+)
+SCALING_DECISION = Series(
+    "flotilla_scaling_decision", "gauge", ("model_class", "reason"), "1 for the reason of the number that is desired."
+)
 RETRIES = Series("flotilla_retries_total", "counter", ("model",), "Requests sent to a second engine before their first byte.")
 RESUMES = Series("flotilla_resumes_total", "counter", ("model",), "Broken answers that went on at another engine.")
 USAGE_DISPUTED = Series(
@@ -79,5 +91,11 @@ CANARY_TOKENS = Series(
     ("model", "kind"),
     "Tokens spent on canary prompts; kind is input or output.",
 )
+
+# vLLM's own. `model_name` is the class, by `--served-model-name`; `fleet` is the pod's label, by the scrape.
+VLLM_RUNNING, VLLM_WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+VLLM_KV_RATIO = "vllm:kv_cache_usage_perc"
+"""A share of 1, whatever its name says."""
+VLLM_TOKENS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 ALL: tuple[Series, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Series))

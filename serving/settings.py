@@ -1,7 +1,8 @@
 """What the program tells the processes it deploys: one JSON document per role, mounted from a ConfigMap.
 
 `infra/` writes these documents and `serving/` reads them, both through the models below, so the two ends cannot drift.
-This module imports nothing of the project. Everything is frozen, bounded, and checked whole at load.
+This module imports nothing of the project but the policies that it carries. Everything is frozen, bounded, and checked whole at
+load.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from policies.autoscaling.policy import Limits, ScalingPolicy
 
 RELEASE_FOLDER = "{release}"
 """Stands in an engine's arguments for the folder of its release, which nobody knows before it is fetched."""
@@ -58,6 +61,13 @@ class Price(_Frozen):
     adapters: dict[str, int] = {}
 
 
+class Scaling(_Frozen):
+    """How the leader among a region's gateways sizes a class."""
+
+    policy: ScalingPolicy
+    limits: Limits
+
+
 class ServedModel(_Frozen):
     """A model class as the gateway of one region serves it."""
 
@@ -73,6 +83,8 @@ class ServedModel(_Frozen):
     """Requests a gateway keeps at one engine; beyond it new ones are answered 503 with Retry-After."""
     prices: Annotated[tuple[Price, ...], Field(min_length=1)]
     """Oldest first; the one in force when a request is opened rates it."""
+    scaling: Scaling | None = None
+    """None: nobody sizes it."""
 
 
 class Timeouts(_Frozen):
@@ -121,6 +133,8 @@ class GatewaySettings(_Frozen):
     key_cache_s: Seconds = 3.0
     """A verified key is trusted this long before it is read again: the bound on revocation."""
     drain_s: Seconds = 30.0
+    scaling_every_s: Seconds = 15.0
+    """How often the leader looks at engines and decides."""
 
 
 class EngineSettings(_Frozen):

@@ -23,7 +23,7 @@ from infra.components.traffic.load_balancer import GatewayLoadBalancer, GatewayL
 from infra.components.traffic.target_binding import TargetBinding
 from infra.components.workloads import engine_fleet, gateway_fleet
 from infra.components.workloads.engine_fleet import EngineFleet, EngineFleetArgs, EngineService
-from infra.components.workloads.engine_scaling import fleet_sizes
+from infra.components.workloads.engine_scaling import fleet_sizes, scaling_limits, scaling_policy
 from infra.components.workloads.fleets import Fleet, service_name
 from infra.components.workloads.gateway_fleet import GatewayFleet, GatewayFleetArgs
 from infra.components.workloads.journal_storage import JournalStorage
@@ -36,7 +36,7 @@ from infra.stack_config import ServingConfig
 from infra.stack_config.serving import HOST_IMAGE
 from infra.stackref import ClusterOutputs, FoundationOutputs, ServingOutputs, export, read
 from infra.timers import Stop
-from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, Price, ServedModel, Tables
+from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, Price, Scaling, ServedModel, Tables
 
 
 def build(program: Program[ServingConfig]) -> None:
@@ -189,7 +189,8 @@ class _Region:
         self, model_class: ModelClass, gateway_stop: Stop, namespace: ServingNamespace, below: pulumi.ResourceOptions
     ) -> None:
         model, config = self._program.model(model_class), self._config.engines[model_class]
-        images, sizes = self._config.images, fleet_sizes(model_class, model, config)
+        images = self._config.images
+        sizes = fleet_sizes(model_class, config, scaling_policy(model, self._program.catalog.classes[model_class], config))
         for service in sorted({fleet.service for fleet in sizes}):
             EngineService(service, model_class, self._stack, below)
         for fleet, size in sizes.items():
@@ -238,11 +239,16 @@ def _gateway_settings(
         models=tuple(_served_model(program, model_class) for model_class in sorted(environment.models)),
         journal=JournalSettings(seal_after_s=program.config.gateway.usage_ships_after_s),
         drain_s=stop.drain_s,
+        scaling_every_s=program.config.gateway.scaling_every_s,
     )
 
 
 def _served_model(program: Program[ServingConfig], model_class: ModelClass) -> ServedModel:
-    model = program.model(model_class)
+    model, config = program.model(model_class), program.config.engines.get(model_class)
+    scaling = None
+    if config is not None and scaling_limits(config).is_elastic:
+        policy = scaling_policy(model, program.catalog.classes[model_class], config)
+        scaling = Scaling(policy=policy, limits=scaling_limits(config))
     return ServedModel(
         model_class=model_class,
         aliases=(model.model_name,),
@@ -251,6 +257,7 @@ def _served_model(program: Program[ServingConfig], model_class: ModelClass) -> S
         engine_port=engine_fleet.HTTP_PORT,
         max_in_flight_per_engine=model.max_in_flight_per_engine,
         prices=tuple(Price(**asdict(price)) for price in program.tariffs.price_list(program.model_name(model_class))),
+        scaling=scaling,
     )
 
 

@@ -24,7 +24,7 @@ SCALED_OBJECT = "kubernetes:keda.sh/v1alpha1:ScaledObject"
 SCALING: Mapping[str, tuple[str | int, ...]] = {
     "least": ("spec", "minReplicaCount"),
     "most": ("spec", "maxReplicaCount"),
-    "work of one": ("spec", "triggers", 0, "metadata", "threshold"),
+    "work of one": ("spec", "triggers", -1, "metadata", "threshold"),
 }
 """What decides the size of a workload, by the name that a reader sees."""
 

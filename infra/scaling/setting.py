@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from policies.autoscaling.scenario import EngineModel
-from policies.cold_start import ColdStart, model_cold_start
-
-IMAGE_GB = 10.76
-"""vLLM's image, as `policies.cold_start` has it from a measurement by others."""
-NUM_WEIGHT_FILES = 8
+from policies.cold_start import IMAGE_GB, NUM_WEIGHT_FILES, ColdStart, model_cold_start
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from infra.instances import INSTANCE_SHAPES
 from infra.stack_config.model import Frozen, GpuInstanceType, PoolName
+from policies.autoscaling.policy import PolicyValues
 from serving.settings import ModelClass
 
 HOST_IMAGE = "host:"
@@ -54,6 +55,8 @@ class GatewayConfig(Frozen):
     """Requests in one gateway above which another is added. A stream of 211 tokens costs it about 13 ms of CPU (3.1 ms per 51
     chunks, measured on one machine) over some 6 s, so that one event loop is half busy with 250 of them."""
     resources: Resources = Resources(cpu="1", memory="1Gi")
+    scaling_every_s: Annotated[float, Field(ge=0.5, le=60)] = 15
+    """How often the leader among gateways decides how many engines there should be."""
     shipper_resources: Resources = Resources(cpu="100m", memory="256Mi")
     journal_gib: Annotated[int, Field(ge=1, le=1024)] = 20
     usage_ships_after_s: Annotated[int, Field(ge=1, le=3600)] = 10
@@ -94,9 +97,8 @@ class EngineConfig(Frozen):
     """Besides these, on spot, for peaks."""
     batch_max_replicas: Annotated[int, Field(ge=0, le=1000)] = 0
     """Engines that work on batches alone, on spot."""
-    target_in_flight: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Requests in one engine, running and waiting, above which another is added; None takes a share of what the model's engine
-    takes at once (`infra.components.workloads.engine_scaling`)."""
+    scaling: PolicyValues = Field(default_factory=dict)
+    """Fields of the scaling policy that are this region's own (`policies.autoscaling.policy`)."""
     resources: Resources
     model_cache_gib: Annotated[int, Field(ge=1, le=8000)]
     model_cache: Literal["node", "claim"] = "node"

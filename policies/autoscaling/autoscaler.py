@@ -22,6 +22,11 @@ class Autoscaler:
         """What a successor has to be told, the last one the size now."""
         return self._sizes
 
+    def found(self, ready: int, at_s: float) -> None:
+        """Takes what serves beyond what is remembered as decided: somebody else grew it meanwhile."""
+        if self._sizes and ready > self._sizes[-1].replicas:
+            self._sizes.append(Size(at_s, ready))
+
     def see(self, sample: Sample) -> None:
         """Takes a sample, younger than those before."""
         self._samples.append(sample)

@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from policies.autoscaling.policy import ScalingPolicy
+
 TOLERANCE = 0.1
 """Kubernetes leaves a size alone while need and size differ by no more (`--horizontal-pod-autoscaler-tolerance`)."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Growing waits for nothing; shrinking only follows 15 minutes without need, one pod every five: an engine takes minutes to
-    come back."""
+    """Growing waits for nothing; shrinking only follows 15 minutes without need, one pod every five: a pod takes a while to come
+    back. `obeying` is the pace for a size that was decided elsewhere."""
 
     pods_up: int = 2
     up_period_s: int = 60
@@ -21,6 +23,23 @@ class Pace:
     pods_down: int = 1
     down_period_s: int = 300
     down_window_s: int = 900
+    max_growth_ratio: float = 1.0
+    """In a period it may also grow to this many times what it was, where that is more."""
+    tolerance_ratio: float = TOLERANCE
+
+    @classmethod
+    def obeying(cls, policy: ScalingPolicy) -> Pace:
+        """Follows what `decide_replicas` says, at once and to the pod: it has waited and been paced already. The limits are the
+        decision's own, so that what the engines' queues ask for, when nobody decides, is paced too."""
+        return cls(
+            pods_up=policy.step_up,
+            up_period_s=_whole(policy.up_period_s),
+            pods_down=policy.step_down,
+            down_period_s=_whole(policy.down_period_s),
+            down_window_s=0,
+            max_growth_ratio=policy.max_growth_ratio,
+            tolerance_ratio=0.0,
+        )
 
 
 @dataclass
@@ -53,7 +72,7 @@ class Pacer:
 
     def _most(self, current: int, now_s: float) -> int:
         began = current - self._changed(now_s, self.pace.up_period_s, up=True)
-        return max(current, began + self.pace.pods_up)
+        return max(current, began + self.pace.pods_up, math.ceil(began * self.pace.max_growth_ratio))
 
     def _least(self, current: int, now_s: float) -> int:
         began = current - self._changed(now_s, self.pace.down_period_s, up=False)
@@ -62,6 +81,11 @@ class Pacer:
     def _changed(self, now_s: float, period_s: float, *, up: bool) -> int:
         recent: Sequence[int] = [change for at_s, change in self._changes if at_s > now_s - period_s]
         return sum(change for change in recent if (change > 0) is up)
+
+
+def _whole(seconds: float) -> int:
+    """Kubernetes knows whole seconds, and none below one."""
+    return max(1, round(seconds))
 
 
 def wish_for(total: float, per_replica: float, current: int) -> int:

@@ -6,9 +6,10 @@ Times are seconds. `shortened` divides every one of them, for drills that show i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -98,6 +99,11 @@ class Limits(BaseModel):
         """Base and overflow at their most."""
         return self.max_base + self.max_overflow
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether there is anything to decide."""
+        return self.maximum > self.floor
+
     def placed(self, replicas: int) -> tuple[int, int]:
         """`replicas` as base and overflow. 70 of at most 60 and 24 are 60 and 10."""
         base = min(replicas, self.max_base)
@@ -108,3 +114,17 @@ class Limits(BaseModel):
         if self.floor > self.max_base:
             raise ValueError(f"`floor` is {self.floor}, must be at most `max_base` ({self.max_base}). Lower it.")
         return self
+
+
+def _known(values: dict[str, float | None]) -> dict[str, float | None]:
+    ScalingPolicy.model_validate({"target_in_flight": 1, **values})
+    return values
+
+
+PolicyValues = Annotated[dict[str, float | None], AfterValidator(_known)]
+"""Some fields of a policy, as a catalog or a stack file has them; the others follow from the model, or stay as they are."""
+
+
+def policy_of(*layers: Mapping[str, float | None]) -> ScalingPolicy:
+    """The policy of these values, the later ones over the earlier."""
+    return ScalingPolicy.model_validate({name: value for layer in layers for name, value in layer.items()})

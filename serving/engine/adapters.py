@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from serving.series import VLLM_KV_RATIO, VLLM_RUNNING, VLLM_TOKENS, VLLM_WAITING
 from serving.settings import RELEASE_FOLDER
 
 ENGINE_PORT = 8000
@@ -108,16 +109,14 @@ VLLM_RELEASE_ARGS = frozenset(
 _OWN_KEYS = frozenset({"model", "served-model-name", "host", "port", "uds"})
 _SHORT_KEYS = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size", "-q": "quantization"}
 
-_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 _PROGRESS = (
-    "vllm:generation_tokens_total",
-    "vllm:prompt_tokens_total",
+    *VLLM_TOKENS,
     "vllm:iteration_tokens_total_sum",
     # A prefill in chunks shows in none of the above before its last chunk; each chunk takes KV cache.
-    "vllm:kv_cache_usage_perc",
+    VLLM_KV_RATIO,
     "vllm:prefix_cache_queries_total",
 )
-_NAMES = (_RUNNING, _WAITING, *_PROGRESS)
+_NAMES = (VLLM_RUNNING, VLLM_WAITING, *_PROGRESS)
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,8 @@ class VllmAdapter:
             if name in totals:
                 totals[name] += float(line.rpartition(" ")[2])
         return EngineStats(
-            num_running=int(totals[_RUNNING]),
-            num_waiting=int(totals[_WAITING]),
+            num_running=int(totals[VLLM_RUNNING]),
+            num_waiting=int(totals[VLLM_WAITING]),
             progress=tuple(totals[name] for name in _PROGRESS),
         )
 

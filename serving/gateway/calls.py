@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from serving.gateway import errors
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.metrics import NO_MODEL, Metrics
@@ -20,6 +21,8 @@ log = structlog.get_logger()
 
 CLIENT_GONE_STATUS = 499
 """In metrics and logs only: nobody was there to answer."""
+
+_FOR_WANT_OF_ENGINES = frozenset({errors.OVERLOADED.code, errors.ENGINE_UNAVAILABLE.code})
 
 
 @dataclass
@@ -56,10 +59,14 @@ def record(call: Call, exchange: Exchange, metrics: Metrics) -> None:
     metrics.requests.labels(call.model, call.endpoint, str(call.status)).inc()
     if call.error:
         metrics.errors.labels(call.model, call.error).inc()
+        if call.error in _FOR_WANT_OF_ENGINES:
+            metrics.first_tokens.refused(call.model)
     if meter is not None:
         metrics.request_seconds.labels(call.model).observe(duration_s)
         if meter.first_sent_s is not None:
-            metrics.ttft.labels(call.model).observe(meter.first_sent_s - exchange.received_s)
+            ttft_s = meter.first_sent_s - exchange.received_s
+            metrics.ttft.labels(call.model).observe(ttft_s)
+            metrics.first_tokens.came(call.model, ttft_s)
         if meter.tpot_s is not None:
             metrics.tpot.labels(call.model).observe(meter.tpot_s)
     log.info(

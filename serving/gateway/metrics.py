@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from serving import series
+from serving.gateway.scaling.exported import Exported
+from serving.gateway.scaling.first_tokens import FirstTokens
 from serving.metering.journal import Commit
 from serving.metrics import make
 from serving.series import Series
@@ -43,6 +45,9 @@ class Metrics:
         self.limiter_fallbacks = make(Counter, series.LIMITER_FALLBACKS, self._registry)
         self.journal_commit = self._histogram(series.JOURNAL_COMMIT, _COMMIT_S)
         self.open_events = make(Gauge, series.OPEN_EVENTS, self._registry)
+        self.exported = Exported()
+        self._registry.register(self.exported)
+        self.first_tokens = FirstTokens(model_classes)
         for model_class in model_classes:
             for metric in (
                 self.in_flight,

@@ -34,6 +34,8 @@ from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.releases import ReleaseBook, ReleaseReader
 from serving.gateway.route import Pool
+from serving.gateway.scaling.leader import LEASE_LOOKS, MEMORY_LOOKS, Leader
+from serving.gateway.scaling.lease import Lease
 from serving.gateway.secret_values import load_secrets
 from serving.gateway.tenants import TenantTable
 from serving.metering.journal import Journal
@@ -96,6 +98,7 @@ class Service:
         self._journal: Journal | None = None
         self._pipeline: Pipeline | None = None
         self._parts: tuple[Authenticator, ContextCounter, Limiter, Dispatcher] | None = None
+        self._leader: Leader | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def unready(self) -> list[str]:
@@ -174,6 +177,10 @@ class Service:
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
         self._tasks.append(asyncio.create_task(controls.run()))
         self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
+        every_s = settings.scaling_every_s
+        lease = Lease(settings.cache_url, self._gateway, every_s * LEASE_LOOKS, every_s * MEMORY_LOOKS)
+        self._leader = Leader(settings.models, pools, lease, self.metrics.first_tokens, self.metrics.exported, every_s=every_s)
+        self._tasks.append(asyncio.create_task(self._leader.run()))
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
         self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health)
@@ -187,6 +194,8 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._leader is not None:
+            await self._leader.aclose()
         if self._parts is not None:
             authenticator, context, limiter, dispatcher = self._parts
             await dispatcher.aclose()

@@ -10,7 +10,7 @@ release yet that they could fetch. The gateways' count of ready engines tells ho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pulumi
 from pulumi_kubernetes.apps import v1 as apps
@@ -26,6 +26,7 @@ from infra.naming import ENGINE, PROJECT, StackName
 from infra.scheduling import gpu_affinity, gpu_tolerations
 from infra.stack_config.serving import EngineConfig
 from infra.timers import Stop
+from policies.autoscaling.pace import Pace
 from serving.settings import ModelClass
 
 HTTP_PORT, OPS_PORT = 8000, 8001
@@ -43,12 +44,13 @@ MAX_REPLICAS = f"{PROJECT}.dev/max-replicas"
 
 @dataclass(frozen=True)
 class Size:
-    """How many engines a fleet has: from `minimum` to `maximum`, as `trigger` asks."""
+    """How many engines a fleet has: from `minimum` to `maximum`, as `triggers` ask, at `pace`."""
 
     minimum: int
     maximum: int
-    trigger: Trigger | None
+    triggers: tuple[Trigger, ...] = ()
     """None leaves the number to somebody else once the fleet is there."""
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class EngineFleet(Component):
         settings = pods.settings_map(f"{fleet.name}-settings", SETTINGS_FILE, args.settings, self._labels, self.child())
         pods.budget(fleet.name, fleet.max_unavailable, self._labels, self.child())
         workload = self._create_pods([settings, *self._create_claim()])
-        if size.trigger and size.maximum > size.minimum:
-            scaling = ScaledObjectArgs("Deployment", fleet.name, size.minimum, size.maximum, [size.trigger])
+        if size.triggers and size.maximum > size.minimum:
+            scaling = ScaledObjectArgs("Deployment", fleet.name, size.minimum, size.maximum, size.triggers, size.pace)
             scaled_object(scaling, self._labels, self.child(depends_on=[workload]))
         self.register_outputs({})
 
@@ -135,7 +137,7 @@ class EngineFleet(Component):
         }
         if size.maximum == size.minimum:
             spec["replicas"] = size.minimum
-        elif size.trigger is None:
+        elif not size.triggers:
             spec["replicas"] = size.minimum
             ignored.append("spec.replicas")
             annotations[MAX_REPLICAS] = str(size.maximum)

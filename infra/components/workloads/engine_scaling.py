@@ -1,7 +1,17 @@
-"""By what the fleets of a model class grow: the requests that its engines hold, running and waiting. Pure.
+"""How the fleets of a model class are sized: the policy, and the ScaledObjects that obey what is decided by it. Pure.
 
-Base and overflow stand behind one Service and share every request, so their work is one sum. Base grows with all of it; once it
-is at its maximum, overflow takes what is left. It shrinks in the reverse order by the same arithmetic:
+The leader among a region's gateways decides (`policies.autoscaling.decide`) and exports `flotilla_desired_replicas`; a HPA cannot
+decide it, as it knows neither a panic nor a cold start ahead. So each fleet's ScaledObject has two triggers:
+
+| trigger | leader speaks | leader is silent, Prometheus answers | Prometheus is silent |
+|---|---|---|---|
+| `desired` | the size, obeyed to the engine | no answer: KEDA keeps the size | no answer: KEDA keeps the size |
+| `work-unless-desired` | 0 | requests that engines hold, over a target for each | no answer: KEDA keeps the size |
+
+The larger wins, and while a trigger has no answer nothing shrinks: without a leader fleets grow by their queues and never shrink.
+
+Base and overflow stand behind one Service and share every request, so their work is one sum; overflow takes what base at its
+maximum cannot:
 
     work 500, 32 an engine, base at most 12:  base ceil(500 / 32) = 16, cut to 12;  overflow ceil((500 - 12 × 32) / 32) = 4
 
@@ -11,48 +21,70 @@ many there are, up to `batch_max_replicas`.
 
 from __future__ import annotations
 
-from infra.catalog import Model
+from infra.catalog import ClassFleet, Model
 from infra.components.workloads.engine_fleet import Size
 from infra.components.workloads.fleets import INTERACTIVE, Fleet, FleetKind
 from infra.components.workloads.scaled_object import Trigger
 from infra.stack_config.serving import EngineConfig
+from policies.autoscaling.pace import Pace
+from policies.autoscaling.policy import Limits, ScalingPolicy, policy_of
 from policies.autoscaling.rules import TARGET_SHARE
+from policies.cold_start import IMAGE_GB, NUM_WEIGHT_FILES, model_cold_start
+from serving import series
 from serving.settings import ModelClass
 
-RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
-"""vLLM's own series. `model_name` is the class, by `--served-model-name`; `fleet` is the pod's label, by the scrape."""
 
+def scaling_policy(model: Model, fleet: ClassFleet, config: EngineConfig) -> ScalingPolicy:
+    """The policy of a class in a region: what follows from its model, under what the catalog and the stack file say.
 
-def target_in_flight(model: Model, config: EngineConfig) -> int:
-    """Requests that one engine should hold: 32 where it takes 256 at once."""
-    if config.target_in_flight is not None:
-        return config.target_in_flight
+    An engine should hold 32 requests where it takes 256 at once; its lead time is the cold start that its GPUs are modelled with,
+    and none where it has no GPU.
+    """
     at_once = int(model.engine_args.get("max_num_seqs", model.max_in_flight_per_engine))
-    return max(1, round(at_once * TARGET_SHARE))
+    follows: dict[str, float | None] = {"target_in_flight": max(1, round(at_once * TARGET_SHARE))}
+    if model.gpus:
+        cold = model_cold_start(IMAGE_GB, model.weights_gib, NUM_WEIGHT_FILES, model.gpus.count)
+        follows["lead_time_s"] = round(cold.total_s)
+    return policy_of(follows, fleet.scaling, config.scaling)
 
 
-def fleet_sizes(model_class: ModelClass, model: Model, config: EngineConfig) -> dict[Fleet, Size]:
+def scaling_limits(config: EngineConfig) -> Limits:
+    """How many engines a class may have in a region."""
+    return Limits(floor=config.min_replicas, max_base=config.max_replicas, max_overflow=config.overflow_max_replicas)
+
+
+def fleet_sizes(model_class: ModelClass, config: EngineConfig, policy: ScalingPolicy) -> dict[Fleet, Size]:
     """The fleets of a class, and how many engines each has. A fleet that may have none is not there."""
-    target = target_in_flight(model, config)
-    overflow = overflow_trigger(model_class, target, config.max_replicas)
+    pace = Pace.obeying(policy)
     sizes = {
-        FleetKind.BASE: Size(config.min_replicas, config.max_replicas, base_trigger(model_class, target)),
-        FleetKind.OVERFLOW: Size(0, config.overflow_max_replicas, overflow),
-        FleetKind.BATCH: Size(0, config.batch_max_replicas, None),
+        FleetKind.BASE: Size(config.min_replicas, config.max_replicas, base_triggers(model_class, policy), pace),
+        FleetKind.OVERFLOW: Size(
+            0, config.overflow_max_replicas, overflow_triggers(model_class, policy, config.max_replicas), pace
+        ),
+        FleetKind.BATCH: Size(0, config.batch_max_replicas),
     }
     return {Fleet(model_class, kind): size for kind, size in sizes.items() if size.maximum}
 
 
-def base_trigger(model_class: ModelClass, target: int) -> Trigger:
-    """All the work of the class."""
-    return Trigger("work", _work(model_class), target)
+def base_triggers(model_class: ModelClass, policy: ScalingPolicy) -> tuple[Trigger, ...]:
+    """What is decided for base; all the work of the class, where nothing is."""
+    return _triggers(model_class, FleetKind.BASE, _work(model_class), policy)
 
 
-def overflow_trigger(model_class: ModelClass, target: int, max_base_replicas: int) -> Trigger:
-    """What is left when base has as many engines as it may."""
-    return Trigger("work-beyond-base", f"clamp_min({_work(model_class)} - {max_base_replicas * target}, 0)", target)
+def overflow_triggers(model_class: ModelClass, policy: ScalingPolicy, max_base: int) -> tuple[Trigger, ...]:
+    """What is decided for overflow; the work that is left when base has as many engines as it may, where nothing is."""
+    beyond = f"clamp_min({_work(model_class)} - {max_base * policy.target_in_flight:g}, 0)"
+    return _triggers(model_class, FleetKind.OVERFLOW, beyond, policy)
+
+
+def _triggers(model_class: ModelClass, kind: FleetKind, work: str, policy: ScalingPolicy) -> tuple[Trigger, ...]:
+    # Two may lead for a moment; the larger number is the one that shrinks nothing.
+    desired = f'max({series.DESIRED_REPLICAS.name}{{model_class="{model_class}",fleet="{kind}"}})'
+    # Without labels on either side they pair: absent() of an aggregation has none.
+    unless_desired = f"({work}) * (absent({desired}) or vector(0))"
+    return Trigger("desired", desired, 1), Trigger("work-unless-desired", unless_desired, policy.target_in_flight)
 
 
 def _work(model_class: ModelClass) -> str:
     chosen = f'model_name="{model_class}",fleet=~"{"|".join(INTERACTIVE)}"'
-    return f"sum({RUNNING}{{{chosen}}}) + sum({WAITING}{{{chosen}}})"
+    return f"sum({series.VLLM_RUNNING}{{{chosen}}}) + sum({series.VLLM_WAITING}{{{chosen}}})"

@@ -7,13 +7,15 @@ import re
 from typing import Any
 
 import pytest
-from workload_support import LOCAL, PROD, SCALED_OBJECT, STAGING, containers, labels, named, workloads
+from workload_support import CONFIG_MAP, LOCAL, PROD, SCALED_OBJECT, STAGING, containers, labels, named, workloads
 
-from infra.components.workloads.engine_scaling import base_trigger, overflow_trigger, target_in_flight
+from infra.components.workloads.engine_scaling import base_triggers, overflow_triggers, scaling_limits, scaling_policy
 from infra.config import load_catalog, read_stack_file
 from infra.embedded.graph import Graph
 from infra.naming import parse_stack
 from infra.stack_config import ServingConfig
+from policies.autoscaling.policy import Limits, ScalingPolicy
+from serving.settings import GatewaySettings
 
 POD_MONITOR = "kubernetes:monitoring.coreos.com/v1:PodMonitor"
 
@@ -40,9 +42,56 @@ def test_sizes_follow_the_stack_file_and_an_outage_of_prometheus_shrinks_nothing
     spec = scaled(graphs[PROD])[name]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (minimum, maximum)
     assert spec["fallback"] == {"failureThreshold": 3, "replicas": fallback, "behavior": "currentReplicasIfHigher"}
-    (trigger,) = spec["triggers"]
-    assert trigger["metadata"]["ignoreNullValues"] == "false" and trigger["metricType"] == "AverageValue"
+    for trigger in spec["triggers"]:
+        assert trigger["metadata"]["ignoreNullValues"] == "false" and trigger["metricType"] == "AverageValue"
     assert "replicas" not in workloads(graphs[PROD])[name].inputs["spec"], "KEDA owns it"
+
+
+def test_an_engine_fleet_obeys_what_is_decided_to_the_engine(graphs: dict[str, Graph]) -> None:
+    """By Kubernetes' tolerance of a tenth, 28 engines where 26 are would be near enough and never come; and a second quarter of
+    an hour before shrinking would be on top of the decision's own."""
+    spec = scaled(graphs[PROD])["engine-small"]
+    desired, queue = (trigger["metadata"] for trigger in spec["triggers"])
+    assert (desired["query"], desired["threshold"]) == ('max(flotilla_desired_replicas{model_class="small",fleet="base"})', "1")
+    assert queue["query"].endswith(f"* (absent({desired['query']}) or vector(0))") and queue["threshold"] == "32"
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior == {
+        "scaleUp": {
+            "stabilizationWindowSeconds": 0,
+            "selectPolicy": "Max",
+            "policies": [
+                {"type": "Pods", "value": 2, "periodSeconds": 60},
+                {"type": "Percent", "value": 100, "periodSeconds": 60},
+            ],
+            "tolerance": "0",
+        },
+        "scaleDown": {
+            "stabilizationWindowSeconds": 0,
+            "selectPolicy": "Max",
+            "policies": [{"type": "Pods", "value": 1, "periodSeconds": 300}],
+            "tolerance": "0",
+        },
+    }
+
+
+def test_the_gateways_are_told_the_policy_and_the_limits_that_the_objects_are_rendered_by(graphs: dict[str, Graph]) -> None:
+    told = settings(graphs[PROD])
+    specs = scaled(graphs[PROD])
+    for model in told.models:
+        assert model.scaling is not None
+        base, overflow = specs[f"engine-{model.model_class}"], specs[f"engine-{model.model_class}-overflow"]
+        limits = model.scaling.limits
+        assert (limits.floor, limits.max_base) == (base["minReplicaCount"], base["maxReplicaCount"])
+        assert limits.max_overflow == overflow["maxReplicaCount"]
+        assert base["triggers"][1]["metadata"]["threshold"] == f"{model.scaling.policy.target_in_flight:g}"
+        assert model.scaling.policy.lead_time_s > 120 and model.scaling.policy.target_tokens_per_s
+    assert all(model.scaling is None for model in settings(graphs[STAGING]).models), "one engine is nothing to decide"
+
+
+def settings(graph: Graph) -> GatewaySettings:
+    """What the gateways are told."""
+    (config_map,) = [found for name, found in named(graph, CONFIG_MAP).items() if name == "gateway-settings"]
+    return GatewaySettings.model_validate_json(config_map.inputs["data"]["gateway.json"])
 
 
 def test_a_fixed_size_has_no_autoscaler(graphs: dict[str, Graph]) -> None:
@@ -64,17 +113,22 @@ def test_a_fixed_size_has_no_autoscaler(graphs: dict[str, Graph]) -> None:
 def test_overflow_takes_what_base_cannot(work: int, base: int, overflow: int) -> None:
     """The queries' arithmetic, evaluated: base holds at most 12 engines of 32 requests."""
     target, most = 32, 12
-    beyond = re.fullmatch(r"clamp_min\((.+) - (\d+), (\d+)\)", overflow_trigger("small", target, most).query)
-    assert beyond and beyond[1] == base_trigger("small", target).query
+    policy = ScalingPolicy(target_in_flight=target)
+    (_, base_queue), (_, overflow_queue) = base_triggers("small", policy), overflow_triggers("small", policy, most)
+    beyond = re.match(r"\(clamp_min\((.+) - (\d+), (\d+)\)\) \* ", overflow_queue.query)
+    assert beyond and base_queue.query.startswith(f"({beyond[1]}) * ")
     left = max(work - int(beyond[2]), int(beyond[3]))
     assert min(math.ceil(work / target), most) == base and math.ceil(left / target) == overflow
 
 
 def test_the_target_is_an_eighth_of_a_batch_unless_the_stack_says_otherwise() -> None:
     config = ServingConfig.model_validate(read_stack_file(parse_stack(PROD)))
-    model, engines = load_catalog().models["qwen2.5-7b-instruct"], config.engines["small"]
-    assert target_in_flight(model, engines) == 32
-    assert target_in_flight(model, engines.model_copy(update={"target_in_flight": 5})) == 5
+    catalog = load_catalog()
+    model, fleet, engines = catalog.models["qwen2.5-7b-instruct"], catalog.classes["small"], config.engines["small"]
+    assert scaling_policy(model, fleet, engines).target_in_flight == 32
+    regional = engines.model_copy(update={"scaling": {"target_in_flight": 5}})
+    assert scaling_policy(model, fleet, regional).target_in_flight == 5
+    assert scaling_limits(engines) == Limits(floor=26, max_base=60, max_overflow=24)
 
 
 def test_what_scaling_asks_for_is_scraped_with_the_labels_it_asks_by(graphs: dict[str, Graph]) -> None:
@@ -90,7 +144,7 @@ def test_what_scaling_asks_for_is_scraped_with_the_labels_it_asks_by(graphs: dic
         assert asked & {port["name"] for port in container["ports"]}
     added = {rule["targetLabel"]: rule["sourceLabels"] for rule in monitors["engine"]["podMetricsEndpoints"][0]["relabelings"]}
     assert added["fleet"] == ["__meta_kubernetes_pod_label_flotilla_dev_fleet"]
-    query = scaled(graph)["engine-small"]["triggers"][0]["metadata"]["query"]
+    query = scaled(graph)["engine-small"]["triggers"][1]["metadata"]["query"].split(") * (")[0]
     asked_by = set(re.findall(r"(\w+)=~?\"", query))
     assert asked_by == {"model_name", "fleet"} and "model_name" not in added, "vLLM's own label must win"
     fleets = re.search(r'fleet=~"([^"]+)"', query)

@@ -8,6 +8,7 @@ from typing import Any
 from infra.embedded.graph import Graph, Resource
 
 DEPLOYMENT, STATEFUL_SET = "kubernetes:apps/v1:Deployment", "kubernetes:apps/v1:StatefulSet"
+CONFIG_MAP = "kubernetes:core/v1:ConfigMap"
 SCALED_OBJECT = "kubernetes:keda.sh/v1alpha1:ScaledObject"
 SERVICE, NETWORK_POLICY = "kubernetes:core/v1:Service", "kubernetes:networking.k8s.io/v1:NetworkPolicy"
 LOCAL, STAGING, PROD = "local.serving.us-east-2", "staging.serving.us-east-2", "prod.serving.us-east-2"
