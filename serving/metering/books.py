@@ -5,7 +5,7 @@ The archive holds, beside the segments (`archive.py`), what is decided about the
     usage/v1/<region>/…                     segments, as shippers wrote them
     usage/v1/revisions/<tenant>/<n>.seg     revisions of prices, in the order in which they were made (`rerating.py`)
     seals/v1/<tenant>/<day>/<n>.seal        what a day consisted of when it was sealed (`seals.py`)
-    invoices/v1/<tenant>/<month>.json       invoices that were issued (`invoicing.py`)
+    invoices/v1/<tenant>/<n>.json           invoices that were issued (`invoicing.py`)
 
 All of it is written by conditional put and never again; in deployed environments the bucket is locked against deletion.
 """

@@ -15,12 +15,12 @@ import msgspec
 
 from serving.errors import UserError
 from serving.metering.ledger import read_rows
-from serving.metering.rows import LedgerRow, utc_day
+from serving.metering.rows import LedgerRow
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-GroupBy = Literal["tenant", "model", "key", "day"]
+GroupBy = Literal["tenant", "model", "key", "hour", "day", "month"]
 DEFAULT_GROUP_BY: tuple[GroupBy, ...] = ("tenant", "model")
 PICO_USD_PER_USD = 10**12
 
@@ -29,7 +29,7 @@ _SPAN_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """One group's sums. Of `tenant`, `model`, `key_id` and `day` only those grouped by are set."""
+    """One group's sums. Of `tenant`, `model`, `key_id`, `month`, `day` and `hour` only those grouped by are set."""
 
     requests: int
     outcomes: dict[str, int]
@@ -43,7 +43,12 @@ class UsageRow(msgspec.Struct, frozen=True):
     tenant: str = ""
     model: str = ""
     key_id: str = ""
+    month: str = ""
+    """`2026-11`, as all of these in UTC."""
     day: str = ""
+    """`2026-11-24`"""
+    hour: str = ""
+    """`2026-11-24T09`"""
 
 
 class UsageReport(msgspec.Struct, frozen=True):
@@ -53,7 +58,7 @@ class UsageReport(msgspec.Struct, frozen=True):
     to_ms: int
     group_by: tuple[GroupBy, ...]
     rows: tuple[UsageRow, ...]
-    """One per group that has requests, sorted by tenant, model, key, day."""
+    """One per group that has requests, sorted by tenant, model, key, time."""
     total: UsageRow
     newest_closed_at_ms: int
     """End of the latest request in the report: how fresh it is; 0 where it is empty."""
@@ -96,15 +101,18 @@ def parse_month(text: str) -> tuple[int, int]:
 
 def summarise(rows: Iterable[LedgerRow], from_ms: int, to_ms: int, group_by: Sequence[GroupBy] = DEFAULT_GROUP_BY) -> UsageReport:
     """The report of `rows`; the order they come in does not matter."""
-    groups: defaultdict[tuple[str, str, str, str], list[LedgerRow]] = defaultdict(list)
+    groups: defaultdict[tuple[str, ...], list[LedgerRow]] = defaultdict(list)
     newest_ms = 0
     for row in rows:
         newest_ms = max(newest_ms, row.closed_at_ms)
+        hour = datetime.fromtimestamp(row.opened_at_ms // 1000, UTC).strftime("%Y-%m-%dT%H")
         groups[
             row.tenant if "tenant" in group_by else "",
             row.model if "model" in group_by else "",
             row.key_id if "key" in group_by else "",
-            utc_day(row.opened_at_ms) if "day" in group_by else "",
+            hour[:7] if "month" in group_by else "",
+            hour[:10] if "day" in group_by else "",
+            hour if "hour" in group_by else "",
         ].append(row)
     return UsageReport(
         from_ms=from_ms,
@@ -116,7 +124,8 @@ def summarise(rows: Iterable[LedgerRow], from_ms: int, to_ms: int, group_by: Seq
     )
 
 
-def _sums(rows: Sequence[LedgerRow], tenant: str = "", model: str = "", key_id: str = "", day: str = "") -> UsageRow:
+def _sums(rows: Sequence[LedgerRow], *names: str) -> UsageRow:
+    tenant, model, key_id, month, day, hour = names or ("",) * 6
     cost_pico_usd = sum(row.cost_pico_usd for row in rows)
     return UsageRow(
         requests=sum(not row.revision for row in rows),
@@ -129,7 +138,9 @@ def _sums(rows: Sequence[LedgerRow], tenant: str = "", model: str = "", key_id: 
         tenant=tenant,
         model=model,
         key_id=key_id,
+        month=month,
         day=day,
+        hour=hour,
     )
 
 

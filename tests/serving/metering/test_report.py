@@ -113,7 +113,14 @@ def test_a_report_sums_by_group_and_counts_outcomes(records: Any) -> None:
 
 @pytest.mark.parametrize(
     ("group_by", "names"),
-    [(("tenant",), ["acme", "zoo"]), (("key",), ["k1", "k2"]), (("day",), ["2025-11-22", "2025-11-23"]), ((), [""])],
+    [
+        (("tenant",), ["acme", "zoo"]),
+        (("key",), ["k1", "k2"]),
+        (("day",), ["2025-11-22", "2025-11-23"]),
+        (("hour",), ["2025-11-22T23", "2025-11-23T00"]),
+        (("month",), ["2025-11"]),
+        ((), [""]),
+    ],
 )
 def test_a_report_groups_by_what_is_asked(records: Any, group_by: Any, names: list[str]) -> None:
     rows = [
@@ -121,7 +128,7 @@ def test_a_report_groups_by_what_is_asked(records: Any, group_by: Any, names: li
         row_of(records.close(records.open(tenant="zoo", key_id="k2", opened_at_ms=MIDNIGHT_MS))),
     ]
     report = summarise(rows, 0, 2 * MIDNIGHT_MS, group_by)
-    assert [row.tenant + row.model + row.key_id + row.day for row in report.rows] == names
+    assert [row.tenant + row.model + row.key_id + row.month + row.day + row.hour for row in report.rows] == names
     assert report.newest_closed_at_ms == MIDNIGHT_MS + 1500
 
 
