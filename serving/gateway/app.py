@@ -23,6 +23,7 @@ from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.releases import ReleaseBook
 from serving.gateway.tenants import Tenant
+from serving.gateway.usage_routes import UsageOf, usage_router
 from serving.gateway.validate import ChatRequest, CompletionRequest
 from serving.settings import ServedModel
 
@@ -53,9 +54,10 @@ def build_app(
     unready: Callable[[], list[str]],
     controls: Controls,
     region_health: Callable[[], list[str]],
+    usage: UsageOf,
 ) -> FastAPI:
     """The public API as an ASGI application; `unready` gives the reasons why no traffic should come to this gateway, and
-    `region_health` those why none should come to its region; none when it should."""
+    `region_health` those why none should come to its region, none when it should; `usage` reads the ledger."""
     app = FastAPI(title="Flotilla", description="An OpenAI-compatible API.", version="1", redoc_url=None)
     http_errors.install(app)
 
@@ -91,6 +93,8 @@ def build_app(
     @app.get("/v1/models/{name}", tags=["models"], summary="One model", responses=_failures(401, 404))
     async def show_model(name: str, request: Request) -> dict[str, Any]:
         return card(models.choose(name, await tenant(request)))
+
+    app.include_router(usage_router(tenant, usage))
 
     @app.get("/health", tags=["health"], summary="Whether traffic should come; needs no key")
     async def health() -> JSONResponse:

@@ -10,6 +10,7 @@ import asyncio
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -39,6 +40,7 @@ from serving.gateway.scaling.lease import Lease
 from serving.gateway.secret_values import load_secrets
 from serving.gateway.tenants import TenantTable
 from serving.metering.journal import Journal
+from serving.metering.report import usage_report
 from serving.settings import GatewaySettings
 from serving.target import aws_client
 
@@ -183,7 +185,8 @@ class Service:
         self._tasks.append(asyncio.create_task(self._leader.run()))
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
-        self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health)
+        usage = partial(usage_report, clients.near, settings.tables.ledger)
+        self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health, usage)
         log.info("started", gateway=self._gateway, region=settings.region)
 
     async def stop(self) -> None:

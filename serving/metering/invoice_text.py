@@ -69,8 +69,9 @@ def _page(invoice: Invoice, made: str) -> Iterator[str]:
     for line in invoice.lines:
         columns = (f"<td{_numeric(place)}>{html.escape(text)}</td>" for place, text in enumerate(cells(line)))
         yield f"<tr>{''.join(columns)}</tr>\n"
-    yield f'</tbody>\n<tfoot><tr><td colspan="5">Total</td><td class="n">${format_micro(invoice.total_micro_usd)}</td></tr></tfoot>'
-    yield "</table>\n<p>Each line is rounded once, to the micro-dollar; the total is the sum of the lines.</p>\n</html>\n"
+    total = f"${format_micro(invoice.total_micro_usd)}"
+    yield f'</tbody>\n<tfoot><tr><td colspan="5">Total</td><td class="n">{total}</td></tr></tfoot></table>'
+    yield "\n<p>Each line is rounded once, to the micro-dollar; the total is the sum of the lines.</p>\n</html>\n"
 
 
 def _bare(line: Line) -> list[str]:

@@ -38,6 +38,8 @@ from serving.gateway.route import Pool
 from serving.gateway.tenants import Key, KeyRecord, Tenant
 from serving.metering.events import UsageClose, UsageOpen, UsageProgress
 from serving.metering.journal import JournalUnavailable
+from serving.metering.report import GroupBy, UsageReport, summarise
+from serving.metering.rows import row_of
 from serving.settings import GatewaySettings
 
 PEPPER = b"pepper"
@@ -335,6 +337,17 @@ class MemoryJournal:
         return [record for record in self.records if isinstance(record, UsageProgress)]
 
 
+class LedgerOf:
+    """A ledger that has the row of every CLOSE at once."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self.journal = journal
+
+    def usage(self, tenant: str, from_ms: int, to_ms: int, group_by: Sequence[GroupBy]) -> UsageReport:
+        rows = (row_of(close) for close in self.journal.closed if close.open.tenant == tenant)
+        return summarise((row for row in rows if from_ms <= row.opened_at_ms < to_ms), from_ms, to_ms, group_by)
+
+
 class OneRelease:
     """A release book with one page."""
 
@@ -476,7 +489,8 @@ async def running_gateway(
     )
     unready: list[str] = []
     controls = Controls(cast(Any, None), "failover", settings.region)
-    app = build_app(pipeline, authenticator, models_, releases, lambda: unready, controls, lambda: unready)
+    ledger = LedgerOf(journal)
+    app = build_app(pipeline, authenticator, models_, releases, lambda: unready, controls, lambda: unready, ledger.usage)
     engines = [FakeEngine() for _ in range(num_engines)]
     for engine in engines:
         await engine.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from policies.billing.invoices import Invoice, Line, LineKey
 from serving.errors import UserError
 from serving.metering import commands
 from serving.metering.events import Outcome
@@ -88,3 +90,34 @@ def test_no_usage_is_said_in_a_sentence(api: AdminApi) -> None:
 def test_a_span_that_makes_no_sense_is_refused(api: AdminApi) -> None:
     result = run("--since", "soon")
     assert isinstance(result.exception, UserError)
+
+
+def test_a_spreadsheet_gets_csv_of_the_groups_that_were_asked_for(api: AdminApi) -> None:
+    lines = run("--by", "key", "--by", "hour", "--csv").output.splitlines()
+    assert lines == [
+        "key_id,hour,requests,uncached_input_tokens,cached_input_tokens,output_tokens,cost_usd",
+        "k1,2025-11-22T23,2,12445,0,216,0.0013309",
+    ]
+
+
+def test_a_month_is_asked_for_whole(api: AdminApi) -> None:
+    run("--month", "2025-11", "--json")
+    assert (api.asked["from_ms"], api.asked["to_ms"]) == (1_761_955_200_000, 1_764_547_200_000)
+
+
+def test_an_invoice_is_shown_or_written_to_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = LineKey("2025-11", "small", "", False, "2025-11", "output", 400_000)
+    made = Invoice("acme", "2025-11", 0, (Line(key, 30, 12),), 12, 3, NOW_MS)
+    monkeypatch.setattr(commands, "load_target", lambda env: env)
+    monkeypatch.setattr(commands.Books, "of", lambda target: None)
+    monkeypatch.setattr(commands, "invoice_of", lambda *_, issues: made)
+    app = typer.Typer()
+    commands.register(app)
+    shown = CliRunner().invoke(app, ["invoice", "acme", "2025-11"]).output
+    assert "Draft of an invoice for acme, 2025-11: 3 requests" in shown
+    assert "small, output tokens" in shown and "$0.000012" in shown
+    page = tmp_path / "invoice.html"
+    assert CliRunner().invoke(app, ["invoice", "acme", "2025-11", "--format", "html", "--out", str(page)]).exit_code == 0
+    assert "<!doctype html>" in page.read_text()
+    refused = CliRunner().invoke(app, ["invoice", "acme", "2025-11", "--out", str(tmp_path / "no" / "where")])
+    assert isinstance(refused.exception, UserError)
