@@ -1,6 +1,6 @@
 """The public API: FastAPI owns its routes, schemas and documentation; what generates is taken out before it (`client_http.py`).
 
-The two generating routes are declared here too. They run the same pipeline, so the document is about what is served, and the
+The generating routes are declared here too. They run the same pipeline, so the document is about what is served, and the
 answers are the same over either transport; a test compares them.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from policies.failover.controls import Verdict
@@ -22,12 +22,68 @@ from serving.gateway.controls import Controls
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.releases import ReleaseBook
+from serving.gateway.responses import CountRequest, ResponsesRequest
 from serving.gateway.tenants import Tenant
 from serving.gateway.usage_routes import UsageOf, usage_router
 from serving.gateway.validate import ChatRequest, CompletionRequest
 from serving.settings import ServedModel
 
 _OWNER = "flotilla"
+_GENERATING: dict[str, type[msgspec.Struct]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponsesRequest,
+}
+_GENERATION_FAILURES = (400, 401, 404, 408, 413, 415, 429, 431, 500, 502, 503, 504)
+_STREAM_OR_DOCUMENT = {
+    "description": "OpenAI's document for this path; with `stream: true` its events.",
+    "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+class Model(msgspec.Struct):
+    """A model that your key may use."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    max_model_len: int
+    """Context window in tokens, prompt and answer together."""
+    model_class: str
+    aliases: list[str]
+    """Other names that it answers to."""
+
+
+class ModelList(msgspec.Struct):
+    """The models that your key may use."""
+
+    object: str
+    data: list[Model]
+
+
+class InputTokens(msgspec.Struct):
+    """How many tokens a prompt has."""
+
+    object: str
+    input_tokens: int
+
+
+class Health(msgspec.Struct):
+    """Whether traffic should come, and why not."""
+
+    healthy: bool
+    reasons: list[str]
+
+
+class Control(msgspec.Struct):
+    """Whether a region is evacuated."""
+
+    region: str
+    evacuated: bool
+
+
+_ANSWERS = (Model, ModelList, InputTokens, Health, Control)
 _ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -75,46 +131,80 @@ def build_app(
             finally:
                 exchange.close()
 
-    def card(model: ServedModel) -> dict[str, Any]:
+    def card(model: ServedModel) -> Model:
         release = releases.get(model.model_class)
         window = (
             model.context_window_tokens if release is None else min(model.context_window_tokens, release.context_window_tokens)
         )
-        return {"id": model.model_class, "object": "model", "created": 0, "owned_by": _OWNER, "max_model_len": window}
+        return Model(model.model_class, "model", 0, _OWNER, window, model.model_class, list(model.aliases))
 
     async def tenant(request: Request) -> Tenant:
         return (await authenticator.authenticate(dict(request.headers.raw))).tenant
 
-    @app.get("/v1/models", tags=["models"], summary="List the models that your key may use")
-    async def list_models(request: Request) -> dict[str, Any]:
+    @app.get(
+        "/v1/models",
+        tags=["models"],
+        summary="List the models that your key may use",
+        responses={200: _answer("ModelList"), **_failures(401, 503)},
+    )
+    async def list_models(request: Request) -> Response:
         available = models.available_to(await tenant(request))
-        return {"object": "list", "data": [card(model) for model in available]}
+        return _json(ModelList("list", [card(model) for model in available]))
 
-    @app.get("/v1/models/{name}", tags=["models"], summary="One model", responses=_failures(401, 404))
-    async def show_model(name: str, request: Request) -> dict[str, Any]:
-        return card(models.choose(name, await tenant(request)))
+    @app.get(
+        "/v1/models/{name}",
+        tags=["models"],
+        summary="One model",
+        responses={200: _answer("Model"), **_failures(401, 404, 503)},
+    )
+    async def show_model(name: str, request: Request) -> Response:
+        return _json(card(models.choose(name, await tenant(request))))
 
     app.include_router(usage_router(tenant, usage))
 
-    @app.get("/health", tags=["health"], summary="Whether traffic should come; needs no key")
-    async def health() -> JSONResponse:
+    @app.post(
+        "/v1/responses/input_tokens",
+        tags=["generation"],
+        summary="Count the tokens of a prompt, tools included; costs nothing",
+        responses={200: _answer("InputTokens"), **_failures(*_GENERATION_FAILURES)},
+        openapi_extra={"requestBody": _body("CountRequest")},
+    )
+    async def count(request: Request) -> Response:
+        exchange = AsgiExchange(request.scope, request.receive, _to_nobody)
+        try:
+            return _json(InputTokens("response.input_tokens", await pipeline.count(exchange)))
+        finally:
+            exchange.close()
+
+    @app.get("/health", tags=["health"], summary="Whether traffic should come; needs no key", responses={200: _answer("Health")})
+    async def health() -> Response:
         reasons = unready()
-        return JSONResponse({"healthy": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        return _json(Health(not reasons, reasons), 503 if reasons else 200)
 
-    @app.get("/region", tags=["health"], summary="Whether this region should receive traffic; needs no key")
-    async def region() -> JSONResponse:
+    @app.get(
+        "/region",
+        tags=["health"],
+        summary="Whether this region should receive traffic; needs no key",
+        responses={200: _answer("Health")},
+    )
+    async def region() -> Response:
         reasons = region_health()
-        return JSONResponse({"healthy": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        return _json(Health(not reasons, reasons), 503 if reasons else 200)
 
-    @app.get("/controls/{region}", tags=["health"], summary="200 while that region is evacuated, 404 while not; needs no key")
-    async def control(region: str) -> JSONResponse:
+    @app.get(
+        "/controls/{region}",
+        tags=["health"],
+        summary="200 while that region is evacuated, 404 while not; needs no key",
+        responses={200: _answer("Control")},
+    )
+    async def control(region: str) -> Response:
         is_evacuated = controls.of(region).verdict is Verdict.EVACUATED
-        return JSONResponse({"region": region, "evacuated": is_evacuated}, 200 if is_evacuated else 404)
+        return _json(Control(region, is_evacuated), 200 if is_evacuated else 404)
 
     async def generate() -> Response:
         return Exchanged()
 
-    for path, kind in (("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest)):
+    for path, kind in _GENERATING.items():
         app.add_api_route(
             path,
             generate,
@@ -124,16 +214,15 @@ def build_app(
             operation_id=kind.__name__,
             response_class=Exchanged,
             response_model=None,
-            responses=_failures(400, 401, 404, 413, 429, 503),
+            responses={200: _STREAM_OR_DOCUMENT, **_failures(*_GENERATION_FAILURES)},
             openapi_extra={"requestBody": _body(kind.__name__)},
         )
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = FastAPI.openapi(app)
-            _, schemas = msgspec.json.schema_components(
-                [ChatRequest, CompletionRequest], ref_template="#/components/schemas/{name}"
-            )
+            kinds = [*_GENERATING.values(), CountRequest, *_ANSWERS]
+            _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
             document.setdefault("components", {}).setdefault("schemas", {}).update(schemas, Error=_ERROR_SCHEMA)
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]
@@ -142,6 +231,19 @@ def build_app(
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app
+
+
+def _json(answer: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+
+
+async def _to_nobody(message: Any) -> None:
+    """FastAPI sends this answer."""
+
+
+def _answer(schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"description": "As asked.", "content": content}
 
 
 def _body(schema: str) -> dict[str, Any]:

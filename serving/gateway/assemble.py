@@ -47,7 +47,9 @@ class _Choice(msgspec.Struct):
     stop_reason: int | str | None = None
 
 
-class _Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct):
+    """One event of an answer."""
+
     id: str
     created: int
     model: str
@@ -55,7 +57,19 @@ class _Chunk(msgspec.Struct):
     system_fingerprint: str | None = None
 
 
-_decoder = msgspec.json.Decoder(_Chunk)
+_decoder = msgspec.json.Decoder(Chunk)
+
+
+def decode_chunk(event: bytes) -> Chunk:
+    """The event of an engine's stream.
+
+    Raises:
+        BrokenStream: it is not what an engine sends here.
+    """
+    try:
+        return _decoder.decode(event[len(_DATA) :])
+    except msgspec.MsgspecError as error:
+        raise BrokenStream(f"an event that cannot be read: {error}") from error
 
 
 class _Answer:
@@ -99,10 +113,7 @@ class Assembly:
         Raises:
             BrokenStream: it is not what an engine sends here.
         """
-        try:
-            chunk = _decoder.decode(event[len(_DATA) :])
-        except msgspec.MsgspecError as error:
-            raise BrokenStream(f"an event that cannot be read: {error}") from error
+        chunk = decode_chunk(event)
         self._head = {"created": chunk.created, "id": chunk.id, "model": chunk.model}
         self._fingerprint = chunk.system_fingerprint or self._fingerprint
         for piece in chunk.choices:

@@ -25,13 +25,18 @@ CLIENT_GONE_STATUS = 499
 _FOR_WANT_OF_ENGINES = frozenset({errors.OVERLOADED.code, errors.ENGINE_UNAVAILABLE.code})
 
 
+def mint_request_id() -> str:
+    """An id of our own for a request, such as `req_0a1b…`."""
+    return f"req_{os.urandom(12).hex()}"
+
+
 @dataclass
 class Call:
     """What is known of a request so far. The id is ours, never the client's."""
 
     endpoint: Endpoint
     trace: Trace = NO_TRACE
-    request_id: str = field(default_factory=lambda: f"req_{os.urandom(12).hex()}")
+    request_id: str = field(default_factory=mint_request_id)
     model: str = NO_MODEL
     tenant: str = ""
     key_id: str = ""

@@ -24,17 +24,18 @@ from contextlib import suppress
 
 import structlog
 
-from serving.gateway import errors, resume, settle, validate
+from serving.gateway import errors, responses, resume, settle, validate
 from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
-from serving.gateway.calls import CLIENT_GONE_STATUS, Call, record
+from serving.gateway.calls import CLIENT_GONE_STATUS, Call, mint_request_id, record
 from serving.gateway.context import Context, ContextCounter
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.errors import ApiError
-from serving.gateway.exchange import BodyBroken, BodyTooLarge, BodyTooSlow, ClientGone, Exchange
+from serving.gateway.exchange import BodyBroken, BodyTooLarge, BodyTooSlow, ClientGone, Exchange, Headers
 from serving.gateway.limits import EXPECTED_OUTPUT_TOKENS, Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
+from serving.gateway.respond import Response, ResponseDocumentSink, ResponseStreamSink
 from serving.gateway.route import Pool
 from serving.gateway.settle import Meter, UsageJournal
 from serving.gateway.stream import DocumentSink, Sink, StreamSink
@@ -98,6 +99,23 @@ class Pipeline:
                 self.idle.set()
             record(call, exchange, self._metrics)
 
+    async def count(self, exchange: Exchange) -> int:
+        """Tokens of the prompt that a request comes to, as its engine would count them. It is one of the tenant's requests, of
+        no tokens.
+
+        Raises:
+            ApiError, ClientGone: as they say.
+        """
+        principal = await self._authenticator.authenticate(exchange.headers)
+        chat = responses.parse_count(await self._read_body(exchange), max_depth=self._settings.max_json_depth)
+        model = self._models.choose(chat.model, principal.tenant)
+        reservation = await self._limiter.reserve(principal.tenant, mint_request_id(), prompt_tokens=0, output_tokens=0)
+        try:
+            return (await self._context.place(model, chat, principal.cache_salt)).prompt_tokens
+        finally:
+            if reservation is not None:
+                await self._limiter.settle(reservation, 0)
+
     async def _serve(self, exchange: Exchange, call: Call) -> None:
         """auth → validate → models → context → limits, then the engine's part.
 
@@ -109,7 +127,12 @@ class Pipeline:
         call.tenant, call.key_id = principal.tenant.id, principal.key_id
 
         body = await self._read_body(exchange)
-        request = validate.parse(call.endpoint, body, max_depth=self._settings.max_json_depth)
+        request: validate.Request
+        response: responses.ResponsesRequest | None = None
+        if call.endpoint == "responses":
+            response, request = responses.parse(body, max_depth=self._settings.max_json_depth)
+        else:
+            request = validate.parse(call.endpoint, body, max_depth=self._settings.max_json_depth)
 
         model = self._models.choose(request.model, principal.tenant)
         call.model = model.model_class
@@ -123,7 +146,7 @@ class Pipeline:
         in_flight = self._metrics.in_flight.labels(call.model)
         in_flight.inc()
         try:
-            await self._generate(exchange, call, principal, model, context, request, reservation)
+            await self._generate(exchange, call, principal, model, context, request, response, reservation)
         finally:
             in_flight.dec()
             if reservation is not None:
@@ -137,6 +160,7 @@ class Pipeline:
         model: ServedModel,
         context: Context,
         request: validate.Request,
+        response: responses.ResponsesRequest | None,
         reservation: Reservation | None,
     ) -> None:
         """settle's OPEN → route → dispatch → stream → settle's CLOSE.
@@ -159,11 +183,7 @@ class Pipeline:
                 counter=context.counter,
             )
             headers.append((resume.HEADER, b"true"))
-        sink: Sink
-        if request.is_streamed:
-            sink = StreamSink(exchange, headers, wants_usage=request.wants_usage)
-        else:
-            sink = DocumentSink(exchange, headers, call.endpoint)
+        sink = _sink(exchange, headers, call, request, response)
         body = validate.engine_body(
             request,
             model=model.model_class,
@@ -176,7 +196,7 @@ class Pipeline:
         except asyncio.CancelledError:  # it may have become durable all the same
             await self._close(exchange, call, meter, Outcome.NOT_SERVED)
             raise
-        order = Order.of(exchange.path, body, context.prompt_tokens, context.chain, transcript)
+        order = Order.of(validate.ENGINE_PATHS[call.endpoint], body, context.prompt_tokens, context.chain, transcript)
         outcome, error = await self._attempts.serve(exchange, call, order, meter, sink)
         await self._finish(exchange, call, meter, sink, outcome, error)
 
@@ -255,6 +275,23 @@ class Pipeline:
         tokens.labels(call.model, "input").inc(closed.prompt_tokens - closed.cached_tokens)
         tokens.labels(call.model, "cached_input").inc(closed.cached_tokens)
         tokens.labels(call.model, "output").inc(closed.output_tokens)
+
+
+def _sink(
+    exchange: Exchange,
+    headers: Headers,
+    call: Call,
+    request: validate.Request,
+    response: responses.ResponsesRequest | None,
+) -> Sink:
+    """The client's side, by what it asked for."""
+    if response is not None:
+        told = Response(response, call.model, settle.now_ms() // 1000)
+        sink = ResponseStreamSink if request.is_streamed else ResponseDocumentSink
+        return sink(exchange, headers, told)
+    if request.is_streamed:
+        return StreamSink(exchange, headers, wants_usage=request.wants_usage)
+    return DocumentSink(exchange, headers, call.endpoint)
 
 
 async def _answer(exchange: Exchange, call: Call, error: ApiError) -> None:

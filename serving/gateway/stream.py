@@ -146,9 +146,13 @@ class DocumentSink:
     async def drain(self) -> None:
         """There is nothing to wait for."""
 
+    def body(self, meter: Meter) -> bytes:
+        """The document."""
+        return self._assembly.document(meter.usage())
+
     async def end(self, meter: Meter) -> None:
         """Send the document."""
-        body = self._assembly.document(meter.usage())
+        body = self.body(meter)
         self.is_started = True
         head = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *self._headers)
         self._exchange.start(200, head)

@@ -20,8 +20,18 @@ from serving.gateway.errors import ApiError
 from serving.gateway.messages import Closed, Message, NamedTool, ShortText, Tool, ToolChoice
 from serving.gateway.schemas import ResponseFormat, check_format, check_tools, is_deeper_than
 
-Endpoint = Literal["chat.completions", "completions"]
-ENDPOINTS: dict[str, Endpoint] = {"/v1/chat/completions": "chat.completions", "/v1/completions": "completions"}
+Endpoint = Literal["chat.completions", "completions", "responses"]
+ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/chat/completions": "chat.completions",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+}
+ENGINE_PATHS: dict[Endpoint, str] = {
+    "chat.completions": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/chat/completions",
+}
+"""What engines are asked for; `responses.py` says why it is a chat where a response was asked for."""
 COMPLETIONS_MAX_TOKENS = 16
 """`max_tokens` of a completion that names none: OpenAI's documented default, and vLLM's."""
 MaxTokens = Annotated[int, Meta(ge=1, le=1_048_576)]
@@ -143,10 +153,21 @@ _NAMED_FIELD = re.compile(r"Object (?P<kind>contains unknown|missing required) f
 
 
 def parse(endpoint: Endpoint, body: bytes, *, max_depth: int) -> Request:
-    """The request in `body`.
+    """The request in `body`, a chat or a completion.
 
     Raises:
         ApiError: it is not UTF-8, not JSON, nested deeper than `max_depth`, or not a request that we serve; names the field.
+    """
+    request: Request = decoded(_DECODERS[endpoint], body, max_depth=max_depth)
+    check_together(request)
+    return request
+
+
+def decoded(decoder: msgspec.json.Decoder[Any], body: bytes, *, max_depth: int) -> Any:
+    """What `decoder` makes of `body`.
+
+    Raises:
+        ApiError: it is not UTF-8, not JSON, nested deeper than `max_depth`, or not of the decoder's type; names the field.
     """
     try:
         body.decode()
@@ -155,13 +176,11 @@ def parse(endpoint: Endpoint, body: bytes, *, max_depth: int) -> Request:
     if is_deeper_than(body, max_depth):
         raise ApiError(errors.JSON_TOO_DEEP, f"The body is nested more than {max_depth} levels deep.")
     try:
-        request: Request = _DECODERS[endpoint].decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(errors.INVALID_JSON, f"The body is not valid JSON: {error}.") from error
-    _check_together(request)
-    return request
 
 
 def engine_body(request: Request, *, model: str, max_tokens: int, cache_salt: str, with_ids: bool = False) -> bytes:
@@ -184,7 +203,7 @@ def engine_body(request: Request, *, model: str, max_tokens: int, cache_salt: st
     return msgspec.json.encode(fields)
 
 
-def _check_together(request: Request) -> None:
+def check_together(request: Request) -> None:
     """Rules that concern more than one field.
 
     Raises:

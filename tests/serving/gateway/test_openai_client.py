@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -204,3 +205,27 @@ async def test_the_openapi_document_describes_the_generating_routes(gateway: Gat
     assert schema == {"$ref": "#/components/schemas/ChatRequest"}
     assert "messages" in document["components"]["schemas"]["ChatRequest"]["properties"]
     assert "engine_unavailable" in document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
+
+
+async def test_the_openapi_document_lists_every_route_with_its_schemas_and_errors(gateway: Gateway) -> None:
+    async with gateway.http.get(f"{gateway.base_url}/openapi.json") as answer:
+        document = await answer.json()
+    schemas = document["components"]["schemas"]
+    listed = {(path, method): route for path, methods in document["paths"].items() for method, route in methods.items()}
+    assert listed.keys() == {
+        ("/v1/chat/completions", "post"), ("/v1/completions", "post"), ("/v1/responses", "post"),
+        ("/v1/responses/input_tokens", "post"), ("/v1/models", "get"), ("/v1/models/{name}", "get"), ("/health", "get"),
+    }  # fmt: skip
+    for (path, method), route in listed.items():
+        if method == "post":
+            reference = route["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+            assert reference.removeprefix("#/components/schemas/") in schemas
+        assert route["responses"]["200"]["content"]["application/json"]["schema"]
+        if path != "/health":
+            codes = {
+                code for status, found in route["responses"].items() if status >= "4" for code in found["description"].split(", ")
+            }
+            assert "`invalid_api_key`" in codes
+            assert ("`context_length_exceeded`" in codes) == (method == "post")
+    text = json.dumps(document)
+    assert {reference.split('"')[0] for reference in text.split("#/components/schemas/")[1:]} <= schemas.keys()

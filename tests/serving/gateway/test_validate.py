@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.gateway import responses
 from serving.gateway.errors import ApiError
 from serving.gateway.schemas import is_deeper_than
-from serving.gateway.validate import ENDPOINTS, ChatRequest, engine_body, parse
+from serving.gateway.validate import ChatRequest, engine_body, parse
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(['"[{', '\\"[', "\\", "]}"]),
@@ -38,9 +40,10 @@ def test_depth_is_measured_as_a_parser_would(value: Any, max_depth: int, ensure_
 
 @given(st.binary(max_size=200) | st.text(alphabet='[]{}"\\ax', max_size=200).map(str.encode), st.integers(0, 64))
 def test_any_bytes_are_either_a_request_or_refused(body: bytes, max_depth: int) -> None:
-    for endpoint in ENDPOINTS.values():
+    readers = [partial(parse, "chat.completions"), partial(parse, "completions"), responses.parse, responses.parse_count]
+    for reader in readers:
         with pytest.raises(ApiError):
-            parse(endpoint, body, max_depth=max_depth)
+            reader(body, max_depth=max_depth)
 
 
 MIB = 1024 * 1024
