@@ -19,6 +19,7 @@ from serving.gateway import errors, http_errors
 from serving.gateway.asgi import AsgiExchange
 from serving.gateway.auth import Authenticator
 from serving.gateway.controls import Controls
+from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.releases import ReleaseBook
@@ -33,6 +34,7 @@ _GENERATING: dict[str, type[msgspec.Struct]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponsesRequest,
+    "/v1/embeddings": EmbeddingsRequest,
 }
 _GENERATION_FAILURES = (400, 401, 404, 408, 413, 415, 429, 431, 500, 502, 503, 504)
 _STREAM_OR_DOCUMENT = {
@@ -160,7 +162,7 @@ def build_app(
     async def show_model(name: str, request: Request) -> Response:
         return _json(card(models.choose(name, await tenant(request))))
 
-    app.include_router(usage_router(tenant, usage))
+    app.include_router(usage_router(tenant, usage), responses=_failures(400, 401, 503))
 
     @app.post(
         "/v1/responses/input_tokens",
@@ -226,6 +228,8 @@ def build_app(
             document.setdefault("components", {}).setdefault("schemas", {}).update(schemas, Error=_ERROR_SCHEMA)
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]
+            for route in (route for methods in document["paths"].values() for route in methods.values()):
+                route["responses"].pop("422", None)  # FastAPI's own, which `http_errors` answers with 400
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -11,9 +11,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from policies.routing.prefix_index import Chain, chain_of
 from serving.gateway import errors
+from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.errors import ApiError
 from serving.gateway.messages import Message, Tool
 from serving.gateway.prompts import PromptCounter, RefusedConversation
@@ -21,6 +23,7 @@ from serving.gateway.releases import LoadedRelease, ReleaseBook
 from serving.gateway.validate import ChatRequest, Request
 from serving.settings import ServedModel
 
+_T = TypeVar("_T")
 INLINE_CHARS = 2_000
 """Prompts up to this length are counted on the event loop: a thread's hand-over costs more than they do."""
 _MESSAGE_CHARS = 30
@@ -56,10 +59,7 @@ class ContextCounter:
         Raises:
             ApiError: `context_length_exceeded`, `invalid_value` where the template refuses the messages, or `model_not_ready`.
         """
-        release = self._releases.get(model.model_class)
-        if release is None:
-            message = f"The model `{request.model}` has not been published yet."
-            raise ApiError(errors.MODEL_NOT_READY, message, retry_after_s=_NOT_READY_RETRY_S)
+        release = self._release(model, request.model)
         window = min(model.context_window_tokens, release.context_window_tokens)
         prompt_tokens, chain = await self._count(release, request, cache_salt)
         wanted = request.output_limit
@@ -68,6 +68,28 @@ class ContextCounter:
         return Context(
             release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted, release.counter, chain
         )
+
+    async def place_inputs(self, model: ServedModel, request: EmbeddingsRequest) -> Context:
+        """Count what vectors are made of, each of which has to fit the window; nothing follows it.
+
+        Raises:
+            ApiError: `context_length_exceeded`, `invalid_value` or `model_not_ready`.
+        """
+        release = self._release(model, request.model)
+        window = min(model.context_window_tokens, release.context_window_tokens)
+
+        def counts() -> list[int]:
+            return [len(release.counter.text_ids(one)) if isinstance(one, str) else len(one) for one in request.inputs]
+
+        for one in request.inputs:
+            if isinstance(one, list):
+                _check_ids(release, one, "input")
+        num_chars = sum(len(one) for one in request.inputs if isinstance(one, str))
+        found = counts() if num_chars <= INLINE_CHARS else await self._in_thread(counts)
+        if max(found) > window:
+            reason = f"This model's maximum context length is {window} tokens. However, an input has {max(found)}."
+            raise ApiError(errors.CONTEXT_LENGTH_EXCEEDED, reason, param="input")
+        return Context(release.release_id, sum(found), 0, release.counter)
 
     def close(self) -> None:
         """Let go of the threads."""
@@ -92,9 +114,17 @@ class ContextCounter:
         return await self._maybe_in_thread(len(text), lambda: chained(release.counter.text_ids(text)))
 
     async def _maybe_in_thread(self, num_chars: int, count: Callable[[], tuple[int, Chain]]) -> tuple[int, Chain]:
-        if num_chars <= INLINE_CHARS:
-            return count()
+        return count() if num_chars <= INLINE_CHARS else await self._in_thread(count)
+
+    async def _in_thread(self, count: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, count)
+
+    def _release(self, model: ServedModel, name: str) -> LoadedRelease:
+        release = self._releases.get(model.model_class)
+        if release is None:
+            message = f"The model `{name}` has not been published yet."
+            raise ApiError(errors.MODEL_NOT_READY, message, retry_after_s=_NOT_READY_RETRY_S)
+        return release
 
 
 def _num_chars(message: Message) -> int:
@@ -106,10 +136,10 @@ def _num_tool_chars(tool: Tool) -> int:
     return _MESSAGE_CHARS + len(tool.function.description or "") + len(bytes(tool.function.parameters))
 
 
-def _check_ids(release: LoadedRelease, ids: list[int]) -> list[int]:
+def _check_ids(release: LoadedRelease, ids: list[int], param: str = "prompt") -> list[int]:
     if max(ids) >= release.counter.num_token_ids:
-        message = f"`prompt` has a token id over {release.counter.num_token_ids - 1}, the last that this model knows."
-        raise ApiError(errors.INVALID_VALUE, message, param="prompt")
+        message = f"`{param}` has a token id over {release.counter.num_token_ids - 1}, the last that this model knows."
+        raise ApiError(errors.INVALID_VALUE, message, param=param)
     return ids
 
 

@@ -17,6 +17,7 @@ from serving.gateway.engine_http import ConnectionPool, EngineConnection
 from serving.gateway.errors import ApiError, ErrorKind
 from serving.gateway.route import NONE_READY_RETRY_S, Seat
 from serving.gateway.trace import Trace
+from serving.gateway.validate import ENGINE_DOCUMENTS
 
 _MAX_ERROR_BYTES = 16 * 1024
 _MAX_MESSAGE_CHARS = 500
@@ -74,10 +75,10 @@ class Source(Protocol):
 class Upstream(Source):
     """An engine's answer. It holds its seat and its connection until `abort` or `recycle`."""
 
-    def __init__(self, seat: Seat, connection: EngineConnection) -> None:
+    def __init__(self, seat: Seat, connection: EngineConnection, splitter: sse.EventSplitter) -> None:
         self._seat = seat
         self._connection = connection
-        self._splitter = sse.EventSplitter()
+        self._splitter = splitter
         self._reader: Reader | None = None
         self._first: list[bytes] = []
         self._error_body = b""
@@ -98,6 +99,8 @@ class Upstream(Source):
         status = await self._begun
         if status not in (0, 200):
             said = sse.engine_error(b"data: " + self._error_body)
+            if said is None and status == 404:  # the path itself is not there, which an unknown model's is
+                raise ApiError(errors.UNSUPPORTED_ENDPOINT, "This model's engine does not offer this.", param="model")
             raise _refusal(status, "" if said is None else said.message)
         if not self._first:
             raise EngineFailed(errors.ENGINE_UNAVAILABLE, self._end or _ENDED_EARLY, has_broken_off=bool(self._end))
@@ -155,6 +158,8 @@ class Upstream(Source):
         """The end of the answer, from the connection."""
         if self._is_over or self._end is not None:
             return
+        if status == 200 and not reason:
+            self._first += self._splitter.end()
         self._end = reason
         self._has_begun(status)
         if self._reader is not None:
@@ -214,7 +219,7 @@ class Dispatcher:
             if isinstance(error, OSError):  # TimeoutError is one
                 raise EngineFailed(errors.ENGINE_UNAVAILABLE, f"{type(error).__name__}: {error}") from error
             raise
-        upstream = Upstream(seat, connection)
+        upstream = Upstream(seat, connection, sse.DocumentSplitter() if path in ENGINE_DOCUMENTS else sse.EventSplitter())
         head = (
             f"POST {path} HTTP/1.1\r\nhost: {endpoint.authority}\r\ncontent-type: application/json\r\n"
             f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n"

@@ -15,71 +15,90 @@ import msgspec
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """One row of the table: the stable code, the HTTP status and OpenAI's type."""
+    """One row of the table: the stable code, the HTTP status, OpenAI's type, and when it is answered (docs/api.md shows them)."""
 
     code: str
     status: int
     type: str
+    when: str
 
 
 _REQUEST, _SERVER = "invalid_request_error", "server_error"
 
-INVALID_API_KEY = ErrorKind("invalid_api_key", 401, _REQUEST)
-AUTH_UNAVAILABLE = ErrorKind("auth_unavailable", 503, _SERVER)
-"""The key is not known here and the table of keys does not answer."""
+INVALID_API_KEY = ErrorKind("invalid_api_key", 401, _REQUEST, "The key is missing, misspelt, unknown or revoked.")
+AUTH_UNAVAILABLE = ErrorKind(
+    "auth_unavailable", 503, _SERVER, "The key is not known here, and the table of keys does not answer."
+)
 
-INVALID_HTTP = ErrorKind("invalid_http", 400, _REQUEST)
-"""Not HTTP, or HTTP that two readers may understand differently; the connection is closed."""
-INVALID_JSON = ErrorKind("invalid_json", 400, _REQUEST)
-INVALID_UTF8 = ErrorKind("invalid_utf8", 400, _REQUEST)
-JSON_TOO_DEEP = ErrorKind("json_too_deep", 400, _REQUEST)
-INVALID_VALUE = ErrorKind("invalid_value", 400, _REQUEST)
-MISSING_PARAMETER = ErrorKind("missing_required_parameter", 400, _REQUEST)
-UNSUPPORTED_PARAMETER = ErrorKind("unsupported_parameter", 400, _REQUEST)
-BODY_TOO_LARGE = ErrorKind("request_too_large", 413, _REQUEST)
-BODY_TOO_SLOW = ErrorKind("request_timeout", 408, _REQUEST)
-UNSUPPORTED_ENCODING = ErrorKind("unsupported_content_encoding", 415, _REQUEST)
-HEADERS_TOO_LARGE = ErrorKind("headers_too_large", 431, _REQUEST)
-NOT_FOUND = ErrorKind("not_found", 404, _REQUEST)
-METHOD_NOT_ALLOWED = ErrorKind("method_not_allowed", 405, _REQUEST)
-MODEL_NOT_FOUND = ErrorKind("model_not_found", 404, _REQUEST)
-"""No such model, or not this tenant's: the two look alike."""
-MODEL_NOT_READY = ErrorKind("model_not_ready", 503, _SERVER)
-"""No release of the model has been read yet, so prompts cannot be counted."""
+INVALID_HTTP = ErrorKind(
+    "invalid_http", 400, _REQUEST, "Not HTTP, or HTTP that two readers may understand differently; the connection is closed."
+)
+INVALID_JSON = ErrorKind("invalid_json", 400, _REQUEST, "The body is not JSON.")
+INVALID_UTF8 = ErrorKind("invalid_utf8", 400, _REQUEST, "The body is not UTF-8.")
+JSON_TOO_DEEP = ErrorKind("json_too_deep", 400, _REQUEST, "The body is nested deeper than 64 levels.")
+INVALID_VALUE = ErrorKind("invalid_value", 400, _REQUEST, "A field has a value that is not served; `param` names it.")
+MISSING_PARAMETER = ErrorKind("missing_required_parameter", 400, _REQUEST, "A field is missing; `param` names it.")
+UNSUPPORTED_PARAMETER = ErrorKind(
+    "unsupported_parameter", 400, _REQUEST, "A field is not known, or not served; `param` names it."
+)
+BODY_TOO_LARGE = ErrorKind("request_too_large", 413, _REQUEST, "The body is larger than a mebibyte.")
+BODY_TOO_SLOW = ErrorKind("request_timeout", 408, _REQUEST, "Head or body did not arrive in time.")
+UNSUPPORTED_ENCODING = ErrorKind("unsupported_content_encoding", 415, _REQUEST, "The body is compressed.")
+HEADERS_TOO_LARGE = ErrorKind("headers_too_large", 431, _REQUEST, "The headers have more than 16 KiB.")
+NOT_FOUND = ErrorKind("not_found", 404, _REQUEST, "There is nothing at this path.")
+METHOD_NOT_ALLOWED = ErrorKind("method_not_allowed", 405, _REQUEST, "The path is there, the method is not.")
+MODEL_NOT_FOUND = ErrorKind("model_not_found", 404, _REQUEST, "No such model, or not this tenant's: the two look alike.")
+MODEL_NOT_READY = ErrorKind(
+    "model_not_ready", 503, _SERVER, "No release of the model has been read yet, so prompts cannot be counted."
+)
 
-CONTEXT_LENGTH_EXCEEDED = ErrorKind("context_length_exceeded", 400, _REQUEST)
-REQUEST_EXCEEDS_LIMIT = ErrorKind("request_exceeds_limit", 400, _REQUEST)
-"""The request alone is more than the tenant's limit ever lets in at once: waiting will not help."""
-RATE_LIMIT_EXCEEDED = ErrorKind("rate_limit_exceeded", 429, "rate_limit_error")
+UNSUPPORTED_ENDPOINT = ErrorKind(
+    "unsupported_endpoint", 400, _REQUEST, "The model's engine does not offer this: embeddings of a model that generates."
+)
 
-METERING_UNAVAILABLE = ErrorKind("metering_unavailable", 503, _SERVER)
-"""Usage cannot be made durable, so nothing is generated."""
-ENGINE_UNAVAILABLE = ErrorKind("engine_unavailable", 503, _SERVER)
-"""No engine is ready, or those asked broke off before their first token."""
-OVERLOADED = ErrorKind("overloaded", 503, _SERVER)
-REQUEST_QUARANTINED = ErrorKind("request_quarantined", 400, _REQUEST)
-"""Two engines broke off while they worked on this very request; it is not given to a third."""
-REJECTED_BY_ENGINE = ErrorKind("rejected_by_engine", 400, _REQUEST)
-ENGINE_ERROR = ErrorKind("engine_error", 502, _SERVER)
-"""An engine answered, and not in a way that can be served."""
-ENGINE_LOST = ErrorKind("engine_lost", 502, _SERVER)
-"""The engine broke off or went silent after its first token; what had arrived is billed."""
-ENGINE_TIMEOUT = ErrorKind("engine_timeout", 504, _SERVER)
-"""No first token within the time limit."""
-DRAINING = ErrorKind("draining", 503, _SERVER)
-"""This gateway is stopping."""
-INTERNAL_ERROR = ErrorKind("internal_error", 500, _SERVER)
+CONTEXT_LENGTH_EXCEEDED = ErrorKind(
+    "context_length_exceeded", 400, _REQUEST, "Prompt and answer do not fit the model's window; the message has the numbers."
+)
+REQUEST_EXCEEDS_LIMIT = ErrorKind(
+    "request_exceeds_limit",
+    400,
+    _REQUEST,
+    "The request alone is more than the tenant's limit ever lets in at once: waiting will not help.",
+)
+RATE_LIMIT_EXCEEDED = ErrorKind(
+    "rate_limit_exceeded", 429, "rate_limit_error", "The tenant's limit is used up; `Retry-After` says for how long."
+)
+
+METERING_UNAVAILABLE = ErrorKind("metering_unavailable", 503, _SERVER, "Usage cannot be made durable, so nothing is generated.")
+ENGINE_UNAVAILABLE = ErrorKind(
+    "engine_unavailable", 503, _SERVER, "No engine is ready, or those asked broke off before their first token."
+)
+OVERLOADED = ErrorKind("overloaded", 503, _SERVER, "All engines of the model are full; `Retry-After` says when to come back.")
+REQUEST_QUARANTINED = ErrorKind(
+    "request_quarantined",
+    400,
+    _REQUEST,
+    "Two engines broke off while they worked on this very request; it is not given to a third.",
+)
+REJECTED_BY_ENGINE = ErrorKind(
+    "rejected_by_engine", 400, _REQUEST, "The engine finds fault with the request; the message is its own."
+)
+ENGINE_ERROR = ErrorKind("engine_error", 502, _SERVER, "An engine answered, and not in a way that can be served.")
+ENGINE_LOST = ErrorKind(
+    "engine_lost", 502, _SERVER, "The engine broke off or went silent after its first token; what had arrived is billed."
+)
+ENGINE_TIMEOUT = ErrorKind("engine_timeout", 504, _SERVER, "No first token within the time limit.")
+DRAINING = ErrorKind("draining", 503, _SERVER, "This gateway is stopping.")
+INTERNAL_ERROR = ErrorKind("internal_error", 500, _SERVER, "A defect here; quote the request id.")
 
 # The admin API's own.
-INVALID_ADMIN_KEY = ErrorKind("invalid_admin_key", 401, _REQUEST)
-TENANT_NOT_FOUND = ErrorKind("tenant_not_found", 404, _REQUEST)
-TENANT_EXISTS = ErrorKind("tenant_exists", 409, _REQUEST)
-TENANT_CHANGED = ErrorKind("tenant_changed", 409, _REQUEST)
-"""Somebody else changed the tenant at the same time; look again."""
-KEY_NOT_FOUND = ErrorKind("key_not_found", 404, _REQUEST)
-TABLE_UNAVAILABLE = ErrorKind("table_unavailable", 503, _SERVER)
-NOT_STARTED = ErrorKind("not_started", 503, _SERVER)
-"""The gateway has not read its secrets yet."""
+INVALID_ADMIN_KEY = ErrorKind("invalid_admin_key", 401, _REQUEST, "The admin API's key is missing or wrong.")
+TENANT_NOT_FOUND = ErrorKind("tenant_not_found", 404, _REQUEST, "No such tenant.")
+TENANT_EXISTS = ErrorKind("tenant_exists", 409, _REQUEST, "A tenant of this id is there already.")
+TENANT_CHANGED = ErrorKind("tenant_changed", 409, _REQUEST, "Somebody else changed the tenant at the same time; look again.")
+KEY_NOT_FOUND = ErrorKind("key_not_found", 404, _REQUEST, "The tenant has no such key.")
+TABLE_UNAVAILABLE = ErrorKind("table_unavailable", 503, _SERVER, "The tenants' table does not answer.")
+NOT_STARTED = ErrorKind("not_started", 503, _SERVER, "The gateway has not read its secrets yet.")
 
 TABLE: dict[str, ErrorKind] = {kind.code: kind for kind in list(globals().values()) if isinstance(kind, ErrorKind)}
 

@@ -24,12 +24,13 @@ from contextlib import suppress
 
 import structlog
 
-from serving.gateway import errors, responses, resume, settle, validate
+from serving.gateway import embeddings, errors, responses, resume, settle, validate
 from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, mint_request_id, record
 from serving.gateway.context import Context, ContextCounter
 from serving.gateway.dispatch import Dispatcher
+from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import BodyBroken, BodyTooLarge, BodyTooSlow, ClientGone, Exchange, Headers
 from serving.gateway.limits import EXPECTED_OUTPUT_TOKENS, Limiter, Reservation
@@ -38,7 +39,7 @@ from serving.gateway.models import Models
 from serving.gateway.respond import Response, ResponseDocumentSink, ResponseStreamSink
 from serving.gateway.route import Pool
 from serving.gateway.settle import Meter, UsageJournal
-from serving.gateway.stream import DocumentSink, Sink, StreamSink
+from serving.gateway.stream import DocumentSink, PassingSink, Sink, StreamSink
 from serving.gateway.trace import trace_of
 from serving.metering.events import Outcome, UsageOpen
 from serving.settings import GatewaySettings, ServedModel
@@ -127,17 +128,22 @@ class Pipeline:
         call.tenant, call.key_id = principal.tenant.id, principal.key_id
 
         body = await self._read_body(exchange)
-        request: validate.Request
+        request: validate.Request | EmbeddingsRequest
         response: responses.ResponsesRequest | None = None
         if call.endpoint == "responses":
             response, request = responses.parse(body, max_depth=self._settings.max_json_depth)
+        elif call.endpoint == "embeddings":
+            request = embeddings.parse(body, max_depth=self._settings.max_json_depth)
         else:
             request = validate.parse(call.endpoint, body, max_depth=self._settings.max_json_depth)
 
         model = self._models.choose(request.model, principal.tenant)
         call.model = model.model_class
 
-        context = await self._context.place(model, request, principal.cache_salt)
+        if isinstance(request, EmbeddingsRequest):
+            context = await self._context.place_inputs(model, request)
+        else:
+            context = await self._context.place(model, request, principal.cache_salt)
 
         expected = request.num_choices * min(context.max_tokens, EXPECTED_OUTPUT_TOKENS)
         reservation = await self._limiter.reserve(
@@ -159,7 +165,7 @@ class Pipeline:
         principal: Principal,
         model: ServedModel,
         context: Context,
-        request: validate.Request,
+        request: validate.Request | EmbeddingsRequest,
         response: responses.ResponsesRequest | None,
         reservation: Reservation | None,
     ) -> None:
@@ -174,7 +180,7 @@ class Pipeline:
         meter = call.meter = self._meter(call, principal, model, context, request.num_choices)
         headers = [_request_id_header(call), *(reservation.headers if reservation is not None else ())]
         transcript: resume.Transcript | None = None
-        if resume.is_wanted(exchange.headers) and resume.is_possible(request):
+        if not isinstance(request, EmbeddingsRequest) and resume.is_wanted(exchange.headers) and resume.is_possible(request):
             transcript = resume.Transcript(
                 request,
                 model=model.model_class,
@@ -184,13 +190,16 @@ class Pipeline:
             )
             headers.append((resume.HEADER, b"true"))
         sink = _sink(exchange, headers, call, request, response)
-        body = validate.engine_body(
-            request,
-            model=model.model_class,
-            max_tokens=context.max_tokens,
-            cache_salt=principal.cache_salt,
-            with_ids=transcript is not None,
-        )
+        if isinstance(request, EmbeddingsRequest):
+            body = embeddings.engine_body(request, model=model.model_class, cache_salt=principal.cache_salt)
+        else:
+            body = validate.engine_body(
+                request,
+                model=model.model_class,
+                max_tokens=context.max_tokens,
+                cache_salt=principal.cache_salt,
+                with_ids=transcript is not None,
+            )
         try:
             await meter.open()
         except asyncio.CancelledError:  # it may have become durable all the same
@@ -281,10 +290,12 @@ def _sink(
     exchange: Exchange,
     headers: Headers,
     call: Call,
-    request: validate.Request,
+    request: validate.Request | EmbeddingsRequest,
     response: responses.ResponsesRequest | None,
 ) -> Sink:
     """The client's side, by what it asked for."""
+    if isinstance(request, EmbeddingsRequest):
+        return PassingSink(exchange, headers, call.endpoint)
     if response is not None:
         told = Response(response, call.model, settle.now_ms() // 1000)
         sink = ResponseStreamSink if request.is_streamed else ResponseDocumentSink

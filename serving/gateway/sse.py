@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import msgspec
 
+DATA = b"data: "
 DONE = b"data: [DONE]"
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """No engine sends such an event; one that seems to has lost its framing."""
+MAX_DOCUMENT_BYTES = 128 * 1024 * 1024
+"""2,048 vectors of 4,096 numbers, written out, and room to spare."""
 _END = b"\n\n"
 _USAGE = b',"usage":{'
 _CHOICE = b'"choices":[{"index":'
 _NO_CHOICES = b'"choices":[]'
+_CHOICES = b'"choices":'
 _ROLE = b'"delta":{"role":'
 _FINISH = b'"finish_reason":"'
 _PIECE = b'data: {"id":'
@@ -99,6 +103,35 @@ class EventSplitter:
         self._rest = data[end + len(_END) :]
         return [event for event in data[:end].split(_END) if event.startswith(b"data:")]
 
+    def end(self) -> list[bytes]:
+        """Events that only the end of the answer completes: none, since what has no blank line behind it is half an event."""
+        return []
+
+
+class DocumentSplitter(EventSplitter):
+    """An answer that is one JSON document, as one event and the end of a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces: list[bytes] = []
+        self._num_bytes = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Nothing yet.
+
+        Raises:
+            BrokenStream: the document has no end.
+        """
+        self._pieces.append(data)
+        self._num_bytes += len(data)
+        if self._num_bytes > MAX_DOCUMENT_BYTES:
+            raise BrokenStream(f"a document of more than {MAX_DOCUMENT_BYTES} bytes")
+        return []
+
+    def end(self) -> list[bytes]:
+        """The document, which is whole now."""
+        return [DATA + b"".join(self._pieces), DONE]
+
 
 def cut_usage(event: bytes) -> tuple[bytes, Usage | None]:
     """The event without its token counts, and the counts; None where it has none.
@@ -147,8 +180,8 @@ def choice_index(event: bytes) -> int:
 
 
 def has_no_choices(event: bytes) -> bool:
-    """The event carries no text: it is the final one, with the totals."""
-    return _NO_CHOICES in event
+    """The event carries no text: it is the final one, with the totals, or a document of vectors."""
+    return _NO_CHOICES in event or _CHOICES not in event
 
 
 def tells_role(event: bytes) -> bool:

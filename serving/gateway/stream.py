@@ -163,6 +163,22 @@ class DocumentSink:
         raise error
 
 
+class PassingSink(DocumentSink):
+    """A client that wants the engine's own document, as it is."""
+
+    def __init__(self, exchange: Exchange, headers: Headers, endpoint: Endpoint) -> None:
+        super().__init__(exchange, headers, endpoint)
+        self._document = b""
+
+    def add(self, event: bytes, bare: bytes, *, is_final_usage: bool) -> None:
+        """Keep the document."""
+        self._document = event.removeprefix(sse.DATA)
+
+    def body(self, meter: Meter) -> bytes:
+        """The document."""
+        return self._document
+
+
 async def relay(source: Source, sink: Sink, meter: Meter, watch: Watch) -> None:
     """Pass everything on until the engine says that it is done, or has sent its totals and ends without saying so.
 

@@ -20,18 +20,22 @@ from serving.gateway.errors import ApiError
 from serving.gateway.messages import Closed, Message, NamedTool, ShortText, Tool, ToolChoice
 from serving.gateway.schemas import ResponseFormat, check_format, check_tools, is_deeper_than
 
-Endpoint = Literal["chat.completions", "completions", "responses"]
+Endpoint = Literal["chat.completions", "completions", "responses", "embeddings"]
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": "chat.completions",
     "/v1/completions": "completions",
     "/v1/responses": "responses",
+    "/v1/embeddings": "embeddings",
 }
 ENGINE_PATHS: dict[Endpoint, str] = {
     "chat.completions": "/v1/chat/completions",
     "completions": "/v1/completions",
     "responses": "/v1/chat/completions",
+    "embeddings": "/v1/embeddings",
 }
 """What engines are asked for; `responses.py` says why it is a chat where a response was asked for."""
+ENGINE_DOCUMENTS = frozenset({"/v1/embeddings"})
+"""Paths on which engines answer with a document; on all others with a stream."""
 COMPLETIONS_MAX_TOKENS = 16
 """`max_tokens` of a completion that names none: OpenAI's documented default, and vLLM's."""
 MaxTokens = Annotated[int, Meta(ge=1, le=1_048_576)]

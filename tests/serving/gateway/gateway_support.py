@@ -91,6 +91,8 @@ class Behaviour:
     finish_reason: str = "stop"
     omits_final_usage: bool = False
     omits_done: bool = False
+    vectors: bool = False
+    """Has embeddings, as a vLLM that pools has; without, the path is not there."""
     call: str = ""
     """The name of a tool, which is called with the tokens as its arguments."""
     burst: bool = False
@@ -181,6 +183,8 @@ class FakeEngine:
         asked.done.set()
 
     async def _answer(self, writer: asyncio.StreamWriter, asked: Asked, does: Behaviour) -> bool:
+        if asked.path.endswith("/embeddings"):
+            return await self._embed(writer, asked, does)
         if does.status != 200:
             content = json.dumps({"error": {"message": does.error, "type": "E", "param": None, "code": does.status}}).encode()
             writer.write(b"HTTP/1.1 %d X\r\nlocation: /\r\ncontent-length: %d\r\n\r\n" % (does.status, len(content)) + content)
@@ -219,6 +223,23 @@ class FakeEngine:
             writer.transport.abort()
             return False
         writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    async def _embed(self, writer: asyncio.StreamWriter, asked: Asked, does: Behaviour) -> bool:
+        inputs = asked.body["input"] if isinstance(asked.body["input"], list) else [asked.body["input"]]
+        data = [{"index": number, "object": "embedding", "embedding": [0.5, -0.25]} for number in range(len(inputs))]
+        usage = {**_usage(self.prompt_tokens({"prompt": inputs}), 0), "prompt_tokens_details": None}
+        document = {"id": "embd-1", "object": "list", "created": 1795390202, "model": "small", "data": data, "usage": usage}
+        content = json.dumps(document if does.vectors else {"detail": "Not Found"}, separators=(",", ":")).encode()
+        head = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (200 if does.vectors else 404, len(content))
+        writer.write(head + content[:20])
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        if does.cut_after is not None:
+            writer.transport.abort()
+            return False
+        writer.write(content[20:])
         await writer.drain()
         return True
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from gateway_support import WINDOW, Gateway, chat_body
 from serving.gateway import errors, keys
 from serving.gateway.tenants import Tenant
 
+API = Path(__file__).parents[3] / "docs/api.md"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 DEEP = 10_000
 
@@ -215,7 +218,7 @@ async def test_headers_have_limits(gateway: Gateway, headers: dict[str, str], st
     ("method", "path", "status", "code"),
     [
         ("GET", CHAT, 405, "method_not_allowed"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("GET", "/v1/embeddings", 405, "method_not_allowed"),
         ("POST", "/metrics", 404, "not_found"),
         ("GET", "/admin/tenants", 404, "not_found"),
         ("POST", "/tokenize", 404, "not_found"),
@@ -257,9 +260,24 @@ async def test_nothing_is_generated_while_usage_cannot_be_recorded(gateway: Gate
         assert answer.status == 200
 
 
+def test_the_documented_table_of_codes_is_the_codes() -> None:
+    """With FLOTILLA_WRITE_DOCS set it is written instead."""
+    lines = ["| code | status | type | when |", "|---|---|---|---|"]
+    lines += [f"| `{kind.code}` | {kind.status} | `{kind.type}` | {kind.when} |" for kind in errors.TABLE.values()]
+    begin, end = "<!-- codes: begin -->", "<!-- codes: end -->"
+    text = API.read_text()
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    expected = "\n".join([head + begin, *lines, end + tail])
+    if os.environ.get("FLOTILLA_WRITE_DOCS"):
+        API.write_text(expected)
+        return
+    assert text == expected, f"{API.name}: run it again with FLOTILLA_WRITE_DOCS=1"
+
+
 def test_codes_are_unique_and_never_change() -> None:
     """Clients act on these. Adding one is fine; changing one breaks somebody."""
     assert {code: kind.status for code, kind in errors.TABLE.items()} == {
+        "unsupported_endpoint": 400,
         "invalid_api_key": 401, "auth_unavailable": 503, "invalid_json": 400, "invalid_http": 400, "request_quarantined": 400,
         "invalid_utf8": 400, "json_too_deep": 400,
         "invalid_value": 400, "missing_required_parameter": 400, "unsupported_parameter": 400, "request_too_large": 413,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway import responses
+from serving.gateway import embeddings, responses
 from serving.gateway.errors import ApiError
 from serving.gateway.schemas import is_deeper_than
 from serving.gateway.validate import ChatRequest, engine_body, parse
@@ -40,7 +40,13 @@ def test_depth_is_measured_as_a_parser_would(value: Any, max_depth: int, ensure_
 
 @given(st.binary(max_size=200) | st.text(alphabet='[]{}"\\ax', max_size=200).map(str.encode), st.integers(0, 64))
 def test_any_bytes_are_either_a_request_or_refused(body: bytes, max_depth: int) -> None:
-    readers = [partial(parse, "chat.completions"), partial(parse, "completions"), responses.parse, responses.parse_count]
+    readers = [
+        partial(parse, "chat.completions"),
+        partial(parse, "completions"),
+        responses.parse,
+        responses.parse_count,
+        embeddings.parse,
+    ]
     for reader in readers:
         with pytest.raises(ApiError):
             reader(body, max_depth=max_depth)
