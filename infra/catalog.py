@@ -99,12 +99,16 @@ class Speculation(_Frozen):
         return json.dumps({**how, "num_speculative_tokens": self.num_tokens}, sort_keys=True, separators=(",", ":"))
 
 
+KV_EVENTS_PORT, KV_REPLAY_PORT = 5557, 5558
+"""Where an engine publishes what its cache holds, and where it replays that: vLLM's own defaults."""
+
 RESERVED_ARGUMENTS: Mapping[str, str] = {
     "max_model_len": "it follows from `context_window_tokens`",
     "tensor_parallel_size": "it is a key of the model itself",
     "enable_lora": "it follows from `lora`",
     "max_loras": "it follows from `lora.slots`",
     "max_lora_rank": "it follows from `lora.max_rank`",
+    "kv_events_config": "engines with an address of their own publish what their caches hold",
     "speculative_config": "it follows from `speculation`",
     "quantization": "it belongs to the release's manifest",
     "dtype": "it belongs to the release's manifest",
@@ -151,6 +155,12 @@ class Model(_Frozen):
         return self.architecture.num_params * WEIGHT_BYTES[self.precision] / GIB
 
     @property
+    def publishes_cache_events(self) -> bool:
+        """Gateways learn from it what its cache holds. A real vLLM binds the events' ports on every address, so several on one
+        machine, which is where engines without GPUs run, would be in each other's way."""
+        return self.gpus is not None or self.engine == "twin"
+
+    @property
     def _draft(self) -> Architecture | None:
         return self.speculation.draft.architecture if self.speculation and self.speculation.draft else None
 
@@ -161,6 +171,15 @@ class Model(_Frozen):
             derived["tensor_parallel_size"] = self.tensor_parallel_size
         if self.lora:
             derived |= {"enable_lora": True, "max_loras": self.lora.slots, "max_lora_rank": self.lora.max_rank}
+        if self.publishes_cache_events:
+            derived["kv_events_config"] = json.dumps(
+                {
+                    "enable_kv_cache_events": True,
+                    "publisher": "zmq",
+                    "endpoint": f"tcp://*:{KV_EVENTS_PORT}",
+                    "replay_endpoint": f"tcp://*:{KV_REPLAY_PORT}",
+                }
+            )
         if self.speculation:
             derived["speculative_config"] = self.speculation.engine_argument()
         line: list[str] = []

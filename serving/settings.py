@@ -17,6 +17,9 @@ from policies.autoscaling.policy import Limits, ScalingPolicy
 RELEASE_FOLDER = "{release}"
 """Stands in an engine's arguments for the folder of its release, which nobody knows before it is fetched."""
 
+HTTP, KV_EVENTS, KV_REPLAY = "http", "kv-events", "kv-replay"
+"""Names of the ports of an engine's Service; it has the last two where engines publish what their caches hold."""
+
 ModelClass = Literal["small", "medium", "large"]
 EngineKind = Literal["vllm", "twin"]
 """`twin` is a vLLM double without a model (`serving/twin`)."""

@@ -192,7 +192,7 @@ class _Region:
         images = self._config.images
         sizes = fleet_sizes(model_class, config, scaling_policy(model, self._program.catalog.classes[model_class], config))
         for service in sorted({fleet.service for fleet in sizes}):
-            EngineService(service, model_class, self._stack, below)
+            EngineService(service, model_class, model, self._stack, below)
         for fleet, size in sizes.items():
             stop = fleet.stop(gateway_stop)
             EngineFleet(

@@ -3,24 +3,27 @@
 Two pains pull apart. Round robin spreads load and prefills every system prompt everywhere; pure affinity prefills once and
 queues everybody at one replica. So:
 
-1. Nobody gets more than its share: a replica with more than `(1 + SLACK)` of the mean is not a candidate (but a few requests are
-   no load). That bound is what keeps the two rules below from overloading anybody.
+1. Nobody gets more than its share: a replica with more requests than `load_bound` is not a candidate. That keeps the two rules
+   below from overloading anybody.
 2. The requests that share the most with a prompt went to its *holders*. Among several holders the prompt's first block that is
    new to all of them decides, by consistent hashing: every gateway sends the turns of one conversation to one replica, though
    none has told another. Nobody holds anything of it: then all are holders of nothing, and the same rule places a cold prompt.
+   With engines' events all gateways know the same holders, and so agree on that block too.
 3. That replica is taken unless another would be done much sooner. Work is `(prefill queued there + prefill that this adds) x
    (requests running there + BATCH)`: after LMetric (arXiv:2603.15202), without weights to tune; BATCH because a few running
    requests slow a prefill down hardly at all. Near-ties are broken at random, or all gateways would pick one idle replica.
 
-Loads are our own in-flight requests: exact and immediate, where polled metrics are neither. With several gateways each sees its
-own share, which is near enough while the shares are alike.
+Loads are our own: requests in flight and prompts queued, exact and immediate where polled metrics are neither. What other
+gateways send shows in the engines' events: blocks that a replica stores and that we did not send there are prefill for somebody
+else, and count as queued for a while (`foreign_tokens`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Literal
 
@@ -28,13 +31,16 @@ from policies.routing.prefix_index import BLOCK_TOKENS, Chain, PrefixIndex
 from policies.routing.ring import Ring
 
 SLACK = 0.25
-NO_LOAD = 16
-"""So many requests at a replica are never too many: engines batch several times as many, and a bound near the mean of a quiet
-fleet sends prompts away from their cache for nothing."""
+DEVIATIONS = 2.0
+"""Around a mean of m requests a replica has sqrt(m) more or less by chance: two of these are no reason to send a prompt away from
+its cache. From a mean of 85 on `SLACK` allows more (0.25 m = 2 sqrt(m) + 1)."""
 BATCH = 8
-MUCH_SOONER = 2.0
-"""Affinity is given up for a replica that has less than half of the work."""
+MUCH_SOONER = 4.0
+"""Affinity is given up for a replica that has less than a quarter of the work. `make bench-routing ARGS=--tables` has others: at
+half the fleet computes a twentieth more tokens, and at an eighth first tokens wait longer than they need."""
 NEAR_TIE = 1.05
+FOREIGN_FADE_S = 2.5
+"""How fast what others sent is forgotten (e-fold): about as long as a prompt is computed and waited for."""
 SLOW_START_S = 10.0
 """A replica that is new or back gets its full share only after this long."""
 _SLOWEST_START = 0.1
@@ -48,6 +54,8 @@ class Replica:
     num_in_flight: int = 0
     queued_tokens: int = 0
     """Prompt tokens sent there that have to be computed and whose first output token has not come."""
+    foreign_tokens: float = 0.0
+    """Prompt tokens that were computed there of late for other gateways' requests; fades (`fade`)."""
     ejected_until_s: float = -math.inf
     """It is passed over until then."""
     started_s: float = -math.inf
@@ -90,73 +98,106 @@ def choose(
     Ejection counts while it leaves at least half of the ready replicas; with more of them suspect, suspicion says nothing
     (Envoy's panic threshold), and all are candidates.
     """
-    suspects: list[int] = []
-    near: list[int] = []
-    for n, replica in enumerate(replicas):
-        if replica.is_ready and not (failed and n in failed):
-            (near if replica.ejected_until_s <= now_s else suspects).append(n)
-    if not near and not suspects:
+    loads, is_panic = _loads(replicas, failed, now_s)
+    num_candidates = len(loads) - loads.count(math.inf)
+    if not num_candidates:
         return Choice(-1, "none_ready")
-    is_panic = len(near) < len(suspects)
-    if is_panic:
-        near += suspects
-    total = 0
-    loads: dict[int, float] = {}
-    warm_since_s = now_s - SLOW_START_S
-    for n in near:
-        replica = replicas[n]
-        num = replica.num_in_flight
-        total += num
-        if num < max_in_flight:
-            loads[n] = num if replica.started_s <= warm_since_s else _slow_load(replica, now_s)
-    if not loads:
+    in_flight = [replica.num_in_flight for replica in replicas]
+    if num_candidates < len(loads):
+        in_flight = [num for num, load in zip(in_flight, loads, strict=True) if load < math.inf]
+    if min(in_flight) >= max_in_flight:
         return Choice(-1, "all_full", is_panic=is_panic)
-    bound = max(NO_LOAD, (1 + SLACK) * (total + 1) / len(near))
-    if min(loads.values()) >= bound:  # all are slow starters: none has a share yet
-        bound = math.inf
+    if max(in_flight) >= max_in_flight:
+        loads = [
+            math.inf if replica.num_in_flight >= max_in_flight else load for replica, load in zip(replicas, loads, strict=True)
+        ]
+    bound = load_bound((sum(in_flight) + 1) / num_candidates)
+    if min(loads) < bound:  # else all start slowly, and nobody has a share yet
+        loads = [load if load < bound else math.inf for load in loads]
 
-    base = prompt_tokens + BLOCK_TOKENS
-    work = {n: (replicas[n].queued_tokens + base) * (load + BATCH) for n, load in loads.items() if load < bound}
     matches = index.match(chain)
-    held: dict[int, int] = {}
+    held = [0] * len(replicas)
     for length, holders in matches:
-        for n in _bits(holders):
-            if n in work:
-                held[n] = min(length * BLOCK_TOKENS, prompt_tokens - 1)
-                work[n] -= held[n] * (loads[n] + BATCH)
-    least = min(work.values())
+        tokens = min(length * BLOCK_TOKENS, prompt_tokens - 1)
+        for n in _places(holders):
+            held[n] = tokens
+    base = prompt_tokens + BLOCK_TOKENS
+    work = [
+        (replica.queued_tokens + replica.foreign_tokens + base - cached) * (load + BATCH)
+        for replica, cached, load in zip(replicas, held, loads, strict=True)
+    ]
+    least = min(work)
 
     chosen = _nearest(work, matches, chain, ring)
     reason: Literal["prefix", "ring", "least_work"] = "prefix" if matches else "ring"
     if chosen < 0 or work[chosen] > MUCH_SOONER * least:
-        tied = [n for n, much in work.items() if much <= NEAR_TIE * least]
+        tied = [n for n, much in enumerate(work) if much <= NEAR_TIE * least]
         chosen, reason = random.choice(tied), "least_work"
-    return Choice(chosen, reason, prompt_tokens - held.get(chosen, 0), is_panic)
+    return Choice(chosen, reason, prompt_tokens - held[chosen], is_panic)
 
 
-def _nearest(work: dict[int, float], matches: Sequence[tuple[int, int]], chain: Chain, ring: Ring) -> int:
-    """Of the candidates, which are those that `work` names, the one that the prompt belongs to; -1 for a prompt that belongs
-    nowhere, being shorter than a block."""
+def load_bound(mean: float) -> float:
+    """So many requests at a replica are too many, where there are `mean` on average, the one to be placed included.
+
+    0.1 gives 1.7, 1 gives 4, 16 gives 25, 100 gives 125.
+    """
+    return max((1 + SLACK) * mean, mean + DEVIATIONS * math.sqrt(mean) + 1)
+
+
+def fade(replicas: Iterable[Replica], elapsed_s: float) -> None:
+    """What others sent lies `elapsed_s` further back."""
+    left = math.exp(-elapsed_s / FOREIGN_FADE_S)
+    for replica in replicas:
+        replica.foreign_tokens *= left
+
+
+def _loads(replicas: Sequence[Replica], failed: Sequence[int], now_s: float) -> tuple[list[float], bool]:
+    """Requests at each replica, endless for those that may not be asked, and whether the ejected may be for panic. Mostly nobody
+    is special, and that costs one pass over the fleet."""
+    warm_since_s = now_s - SLOW_START_S
+    loads: list[float] = [replica.num_in_flight for replica in replicas]
+    special = [
+        n
+        for n, replica in enumerate(replicas)
+        if not replica.is_ready or replica.ejected_until_s > now_s or replica.started_s > warm_since_s
+    ]
+    able = [n for n in special if replicas[n].is_ready and n not in failed]
+    ejected = [n for n in able if replicas[n].ejected_until_s > now_s]
+    num_able = len(replicas) - len({*failed, *(n for n in special if not replicas[n].is_ready)})
+    is_panic = 2 * len(ejected) > num_able
+    for n in special:
+        loads[n] = _slow_load(replicas[n], now_s) if n in able and (is_panic or n not in ejected) else math.inf
+    for n in failed:
+        loads[n] = math.inf
+    return loads, is_panic
+
+
+def _nearest(work: Sequence[float], matches: Sequence[tuple[int, int]], chain: Chain, ring: Ring) -> int:
+    """Of the candidates, whose `work` has an end, the one that the prompt belongs to; -1 for a prompt that belongs nowhere, being
+    shorter than a block."""
     if not chain:
         return -1
     holding: list[int] = []
     for _, holders in matches:
-        holding = [n for n in _bits(holders) if n in work]
+        holding = [n for n in _places(holders) if work[n] < math.inf]
         if holding:
             break
+    if len(holding) == 1:
+        return holding[0]
     longest = matches[0][0] if matches else 0
     if longest < len(chain):
-        return ring.first(chain[longest], holding or work)
+        return ring.first(chain[longest], set(holding) or {n for n, much in enumerate(work) if much < math.inf})
     return min(holding, key=work.__getitem__, default=-1)
 
 
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
+@lru_cache(maxsize=4096)
+def _places(mask: int) -> tuple[int, ...]:
+    """The replicas of a set, by place. The holders of common prompts are the same again and again."""
+    return tuple(n for n in range(mask.bit_length()) if mask >> n & 1)
 
 
 def _slow_load(replica: Replica, now_s: float) -> float:
-    """Requests at a replica that is not warmed up, where each counts for several."""
+    """Requests at a replica, where each counts for several until it is warmed up."""
+    if replica.started_s <= now_s - SLOW_START_S:
+        return replica.num_in_flight
     return replica.num_in_flight / max((now_s - replica.started_s) / SLOW_START_S, _SLOWEST_START)

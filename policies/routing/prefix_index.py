@@ -1,73 +1,100 @@
-"""Which replica holds how much of a prompt in its prefix cache, as far as a gateway can know: by what it has sent where.
+"""Which replica holds how much of a prompt in its prefix cache, as far as a gateway knows: by what it has sent where, and by what
+engines say of their caches (`cache_events.py`).
 
-A prompt is cut into blocks of tokens, and each block's hash covers all before it, the model, the adapter and the tenant's
-cache salt, as in vLLM's own cache: two prompts share a hash only where an engine could share the blocks. A replica is a bit,
-and a block's entry is the set of replicas that were sent it, so one look-up tells about all replicas at once.
+A prompt is cut into blocks of tokens, and each block's key covers all before it, the adapter and the tenant's cache salt, as in
+vLLM's own cache: two prompts share a key only where an engine could share the blocks. An index is of one class of engines, so
+the model is not in it. A replica is a bit, and a block's entry is the set of replicas that hold it, so one look-up tells about
+all replicas at once.
 
 A block is believed to be at a replica from the moment that a prompt is sent there: a burst of equal prompts follows the first of
 them instead of prefilling it everywhere. Each replica's blocks are bounded and the one used longest ago goes first. Parents are
 touched after their children, so a chain loses its end first, and "holds block i" implies "holds all before it".
 
 Blocks are longer than the engine's (16), which keeps the index small; what is lost is to know the last 63 tokens of a shared
-prefix, which change no choice that matters.
+prefix, which change no choice that matters. A block's key is made from its parent's and a CRC of its tokens: a CRC can be taken
+a piece at a time, so an engine's shorter blocks lead to the same keys.
 """
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from zlib import crc32
 
 BLOCK_TOKENS = 64
-MAX_BLOCKS_PER_REPLICA = 8192
-"""524,288 tokens: a little more than an A100 with 80 GB holds of a 7B model at 16 bits."""
-_HASH_BYTES = 8
+MAX_ENTRIES = 524_288
+"""Pairs of a block and a replica. Among 64 replicas that is 524,288 tokens each, half more than an A100 with 40 GB holds of a 7B
+model at 16 bits; with its engines' events (`cache_events.py`) such an index takes what `make bench-routing` measures."""
+_LINK = struct.Struct("<QI")
 
 Chain = tuple[int, ...]
-"""The hashes of a prompt's full blocks, first to last."""
+"""The keys of a prompt's full blocks, first to last."""
 
 
-def chain_of(token_ids: Sequence[int], *, model: str, adapter: str, salt: str) -> Chain:
+def root_of(adapter: str, salt: str) -> int:
+    """What the first block of a prompt is chained to."""
+    return int.from_bytes(blake2b(f"{adapter}\0{salt}".encode(), digest_size=8).digest(), "big")
+
+
+def next_key(parent: int, crc: int) -> int:
+    """The key of a block behind `parent` whose tokens, 4 bytes each, have this CRC."""
+    return int.from_bytes(blake2b(_LINK.pack(parent, crc), digest_size=8).digest(), "big")
+
+
+def chain_of(token_ids: Sequence[int], *, adapter: str, salt: str) -> Chain:
     """The prompt's chain; empty for one that is shorter than a block. About 1 µs a block."""
     ids = array("I", token_ids)
     tokens = memoryview(ids).cast("B")
     step = BLOCK_TOKENS * ids.itemsize
-    parent = blake2b(f"{model}\0{adapter}\0{salt}".encode(), digest_size=_HASH_BYTES).digest()
-    hashes = []
+    parent = root_of(adapter, salt)
+    keys = []
     for start in range(0, len(token_ids) // BLOCK_TOKENS * step, step):
-        block = blake2b(parent, digest_size=_HASH_BYTES)
-        block.update(tokens[start : start + step])
-        parent = block.digest()
-        hashes.append(int.from_bytes(parent, "big"))
-    return tuple(hashes)
+        parent = next_key(parent, crc32(tokens[start : start + step]))
+        keys.append(parent)
+    return tuple(keys)
 
 
 class PrefixIndex:
-    """Who was sent what. Replicas are bits: 1 << n for the nth."""
+    """Who holds what. Replicas are bits: 1 << n for the nth."""
 
-    def __init__(self, max_blocks_per_replica: int = MAX_BLOCKS_PER_REPLICA) -> None:
-        self._max_blocks = max_blocks_per_replica
+    def __init__(self, max_blocks_per_replica: int = MAX_ENTRIES) -> None:
+        self.max_blocks_per_replica = max_blocks_per_replica
+        """May be changed; a replica that has more loses them with its next blocks."""
         self._holders: dict[int, int] = {}
         self._blocks: dict[int, OrderedDict[int, None]] = {}
         """Of each replica, the block used longest ago first. A plain dict keeps order too, but finding its first key passes over
         all that were deleted before it: evictions would take longer and longer."""
 
-    def add(self, replica: int, chain: Chain) -> None:
-        """A prompt is sent to `replica`."""
-        blocks = self._blocks.setdefault(replica, OrderedDict())
-        for block in reversed(chain):
-            if block in blocks:
-                blocks.move_to_end(block)
+    def add(self, replica: int, blocks: Sequence[int]) -> int:
+        """`replica` has these, parents first, or gets them now; how many it was not known to have."""
+        held = self._blocks.setdefault(replica, OrderedDict())
+        before = len(held)
+        for block in reversed(blocks):
+            if block in held:
+                held.move_to_end(block)
             else:
-                blocks[block] = None
+                held[block] = None
                 self._holders[block] = self._holders.get(block, 0) | replica
-        while len(blocks) > self._max_blocks:
-            oldest, _ = blocks.popitem(last=False)
+        num_new = len(held) - before
+        while len(held) > self.max_blocks_per_replica:
+            oldest, _ = held.popitem(last=False)
             self._leave(oldest, replica)
+        return num_new
+
+    def remove(self, replica: int, blocks: Iterable[int]) -> None:
+        """`replica` has evicted these. What it is not known to have is none of its own."""
+        held = self._blocks.get(replica)
+        if held is not None:
+            for block in blocks:
+                if block in held:
+                    del held[block]
+                    self._leave(block, replica)
 
     def forget(self, replica: int) -> None:
-        """The replica is gone, and its cache with it."""
+        """The replica is gone, or its cache is empty."""
         for block in self._blocks.pop(replica, ()):
             self._leave(block, replica)
 

@@ -97,7 +97,7 @@ class ContextCounter:
 
     async def _count(self, release: LoadedRelease, request: Request, salt: str) -> tuple[int, Chain]:
         def chained(ids: list[int]) -> tuple[int, Chain]:
-            return len(ids), chain_of(ids, model=release.release_id, adapter="", salt=salt)
+            return len(ids), chain_of(ids, adapter="", salt=salt)
 
         if isinstance(request, ChatRequest):
             messages = [message.plain() for message in request.messages]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from serving.settings import ServedModel
+from serving.settings import HTTP, KV_EVENTS, KV_REPLAY, ServedModel
 
 log = structlog.get_logger()
 
@@ -29,6 +29,14 @@ KEEP_LAST_S = 60.0
 
 
 @dataclass(frozen=True)
+class CacheEvents:
+    """Where an engine publishes what its cache holds, and where it replays that; without the latter nothing can be had again."""
+
+    publishes: str
+    replays: str | None
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """An engine as discovery sees it."""
 
@@ -36,11 +44,23 @@ class Endpoint:
     address: str
     port: int
     is_ready: bool
+    cache_events: CacheEvents | None = None
+    """None for one that publishes nothing."""
 
     @property
     def authority(self) -> str:
         """Host and port of its OpenAI port, as a `Host` header has them."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def endpoint(name: str, address: str, ports: Mapping[str, int], default_port: int, *, is_ready: bool) -> Endpoint:
+    """An endpoint from its Service's named ports; `http` wins over `default_port`."""
+    events = None
+    if KV_EVENTS in ports:
+        host = f"tcp://[{address}]" if ":" in address else f"tcp://{address}"
+        replays = f"{host}:{ports[KV_REPLAY]}" if KV_REPLAY in ports else None
+        events = CacheEvents(f"{host}:{ports[KV_EVENTS]}", replays)
+    return Endpoint(name, address, ports.get(HTTP, default_port), is_ready, events)
 
 
 class Source(Protocol):
@@ -89,8 +109,10 @@ class FileSource:
             log.warning("endpoints_unreadable", file=path.name, error=str(error))
             return None
         self._seen[model.engine_service] = version
-        port = document.ports.get("http", model.engine_port)
-        return tuple(Endpoint(found.name, found.address, port, found.ready) for found in document.endpoints)
+        return tuple(
+            endpoint(found.name, found.address, document.ports, model.engine_port, is_ready=found.ready)
+            for found in document.endpoints
+        )
 
 
 class DnsSource:

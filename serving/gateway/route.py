@@ -10,8 +10,9 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-from policies.routing.choice import Replica, choose
-from policies.routing.prefix_index import Chain, PrefixIndex
+from policies.routing.cache_events import EngineCache
+from policies.routing.choice import Replica, choose, fade
+from policies.routing.prefix_index import MAX_ENTRIES, Chain, PrefixIndex
 from policies.routing.ring import Ring
 from policies.routing.suspicion import PrefillSpeed, Quarantine, RetryBudget, ejection_s
 from serving.gateway import errors
@@ -29,6 +30,8 @@ class Engine:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.place = -1
+        """Its bit in the index; -1 where discovery does not know it any more."""
         self.replica = Replica(endpoint.is_ready)
         self.num_failures = 0
         """In a row."""
@@ -51,6 +54,10 @@ class Engine:
         for seat in (*self.waiting, *self.movable):
             if seat.on_stall is not None:
                 seat.on_stall()
+
+    def prefilled_for_others(self, tokens: int) -> None:
+        """It has computed so much of prompts that this gateway has not sent."""
+        self.replica.foreign_tokens += tokens
 
 
 class Seat:
@@ -115,38 +122,43 @@ class Pool:
         self.quarantine = Quarantine()
         self._model = model
         self._ready = metrics.engines_ready.labels(model.model_class)
-        self._engines: list[Engine] = []
+        self._places: list[Engine | None] = []
+        """By bit of the index. A place stays empty until somebody new takes it."""
         self._replicas: list[Replica] = []
         self._index = PrefixIndex()
         self._ring = Ring([])
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
 
     def update(self, endpoints: Sequence[Endpoint]) -> None:
-        """Take over a new list of endpoints. An engine that stays keeps its seats, its ejection and its place, since places are
-        the index's bits; a new one takes the first that is free. One that comes while others serve starts slowly."""
+        """Take over a new list of endpoints. An engine that stays keeps its seats, its ejection and its place; a new one takes
+        the first place that is free. One that comes while others serve starts slowly."""
         now_s = asyncio.get_running_loop().time()
         left = {(endpoint.name, endpoint.authority): endpoint for endpoint in endpoints}
-        places: list[Engine | None] = []
-        for place, engine in enumerate(self._engines):
+        had_engines = any(self._places)
+        for place, engine in enumerate(self._places):
+            if engine is None:
+                continue
             endpoint = left.pop((engine.endpoint.name, engine.endpoint.authority), None)
-            places.append(engine if endpoint is not None else None)
             if endpoint is None:
-                self._index.forget(1 << place)
+                self.forget(engine)
+                self._places[place], engine.place = None, -1
                 continue
             if endpoint.is_ready and not engine.endpoint.is_ready:
                 engine.replica.started_s = now_s
             engine.endpoint, engine.replica.is_ready = endpoint, endpoint.is_ready
         for endpoint in left.values():
             engine = Engine(endpoint)
-            if self._engines:
+            if had_engines:
                 engine.replica.started_s = now_s
-            if None in places:
-                places[places.index(None)] = engine
-            else:
-                places.append(engine)
-        self._fill(places)
-        self._replicas = [engine.replica for engine in self._engines]
-        self._ring = Ring([engine.endpoint.name for engine in self._engines])
+            if None not in self._places:
+                self._places.append(None)
+            engine.place = self._places.index(None)
+            self._places[engine.place] = engine
+        while self._places and self._places[-1] is None:
+            self._places.pop()
+        self._replicas = [engine.replica if engine else Replica(is_ready=False) for engine in self._places]
+        self._ring = Ring([engine.endpoint.name if engine else "" for engine in self._places])
+        self._index.max_blocks_per_replica = MAX_ENTRIES // max(len(self._places), 1)
         self._ready.set(sum(endpoint.is_ready for endpoint in endpoints))
 
     def take(self, prompt_tokens: int, chain: Chain, failed: Sequence[Engine]) -> Seat:
@@ -161,14 +173,16 @@ class Pool:
             self._ring,
             prompt_tokens=prompt_tokens,
             chain=chain,
-            failed=[place for place, engine in enumerate(self._engines) if engine in failed] if failed else (),
+            failed=[engine.place for engine in failed if engine.place >= 0],
             max_in_flight=self._model.max_in_flight_per_engine,
             now_s=asyncio.get_running_loop().time(),
             random=self._random,
         )
         if choice.is_placed:
+            engine = self._places[choice.index]
+            assert engine is not None
             self._index.add(1 << choice.index, chain)
-            return Seat(self._engines[choice.index], self.speed, prompt_tokens, choice.uncached_tokens, choice.reason)
+            return Seat(engine, self.speed, prompt_tokens, choice.uncached_tokens, choice.reason)
         name = self._model.model_class
         if choice.reason == "all_full":
             raise ApiError(errors.OVERLOADED, f"All engines of `{name}` are busy.", retry_after_s=FULL_RETRY_S)
@@ -177,24 +191,29 @@ class Pool:
     @property
     def engines(self) -> Sequence[Engine]:
         """All that discovery knows."""
-        return self._engines
+        return [engine for engine in self._places if engine]
+
+    def cache_of(self, engine: Engine) -> EngineCache:
+        """What `engine` holds, to be told by its events from now on; what was believed of it is forgotten."""
+        self.forget(engine)
+        return EngineCache(self._index, 1 << engine.place, len(self._places))
+
+    def forget(self, engine: Engine) -> None:
+        """The engine's cache is gone."""
+        if engine.place >= 0:
+            self._index.forget(1 << engine.place)
+
+    def fade(self, elapsed_s: float) -> None:
+        """What others sent to engines lies further back."""
+        fade(self._replicas, elapsed_s)
 
     def check(self, now_s: float) -> list[Engine]:
         """Eject engines that have requests of ours and make no progress, and give them. Requests there that can leave, do."""
         stalled = []
-        for engine in self._engines:
+        for engine in self.engines:
             waiting_tokens = sum(seat.prompt_tokens for seat in engine.waiting)
             if engine.replica.num_in_flight and now_s - engine.heard_s > self.speed.stalled_after_s(waiting_tokens):
                 stalled.append(engine)
                 engine.eject(now_s)
                 engine.leave()
         return stalled
-
-    def _fill(self, places: list[Engine | None]) -> None:
-        """Close gaps by moving engines down from the end: they lose what the index knows of them, the others keep it."""
-        while None in places:
-            last = places.pop()
-            if last is not None:
-                self._index.forget(1 << len(places))
-                places[places.index(None)] = last
-        self._engines = [engine for engine in places if engine is not None]

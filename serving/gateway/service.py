@@ -23,6 +23,7 @@ from policies.failover.region_health import why_not
 from serving.gateway.admin import AdminParts
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
+from serving.gateway.cache_watch import watch_caches
 from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
 from serving.gateway.discovery import DnsSource, FileSource, Source, watch
@@ -185,6 +186,7 @@ class Service:
         self._tasks.append(asyncio.create_task(self._leader.run()))
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
+            self._tasks.append(asyncio.create_task(watch_caches(pools[model.model_class])))
         usage = partial(usage_report, clients.near, settings.tables.ledger)
         self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health, usage)
         log.info("started", gateway=self._gateway, region=settings.region)

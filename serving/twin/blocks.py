@@ -18,7 +18,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from serving.twin.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Event, external
+from serving.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Event, external
 
 _SEED = "vllm-none-hash"
 """vLLM's `DEFAULT_NONE_HASH_SEED`: what the first block's hash is chained to, the same in every process."""

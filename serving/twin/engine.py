@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from policies.capacity.step_law import StepLaw
+from serving.kv_events import Event
 from serving.twin.blocks import Block, BlockPool
 from serving.twin.faults import Fault, FaultKind, Switches
 from serving.twin.generation import Generation
-from serving.twin.kv_events import Event
 from serving.twin.stats import Ended, Stats
 from serving.twin.text import TextSource
 

@@ -1,8 +1,4 @@
-"""KV cache events over ZMQ, with vLLM's schema, sequence numbers and replay (vLLM 0.32, `distributed/kv_events.py`).
-
-A batch is a msgpack array, its events are maps with a `type`, and a block's hash in them is its last 64 bits as a number (vLLM's
-default). Each batch goes out as three frames: topic, sequence number (8 bytes, big endian), batch. Who missed some asks the
-replay socket for all from a number on, as far as the buffer goes back, and gets an end marker of -1.
+"""Publishes a twin's KV cache events over ZMQ, and replays them, as vLLM does (`serving.kv_events` has the schema).
 
 Unlike vLLM's, `tcp://*:PORT` binds the twin's own address only: many twins share a machine, each with an address of its own.
 """
@@ -18,60 +14,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-_END = (-1).to_bytes(8, "big", signed=True)
-
-
-def external(value: bytes) -> int:
-    """A block's hash as events tell it."""
-    return int.from_bytes(value[-8:], "big")
-
-
-class _Event(msgspec.Struct, omit_defaults=True, gc=False, tag=True):
-    """An event of the cache."""
-
-
-class BlockStored(_Event):
-    """Blocks that can be found from now on."""
-
-    block_hashes: list[int]
-    parent_block_hash: int | None
-    token_ids: list[int]
-    block_size: int
-    lora_id: int | None
-    medium: str | None
-    lora_name: str | None
-    extra_keys: list[tuple[Any, ...] | None] | None = None
-    group_idx: int | None = None
-    kv_cache_spec_kind: str | None = None
-    kv_cache_spec_sliding_window: int | None = None
-    locality: str | None = None
-    ownership: str | None = None
-    session_id: str | None = None
-
-
-class BlockRemoved(_Event):
-    """Blocks that cannot be found any more."""
-
-    block_hashes: list[int]
-    medium: str | None
-    group_idx: int | None = None
-    locality: str | None = None
-    ownership: str | None = None
-
-
-class AllBlocksCleared(_Event):
-    """Nothing can be found any more."""
-
-
-Event = BlockStored | BlockRemoved | AllBlocksCleared
-
-
-class EventBatch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
-    """The events of one engine step."""
-
-    ts: float
-    events: list[Event]
-    data_parallel_rank: int | None = None
+from serving.kv_events import END, Event, EventBatch
 
 
 class EventsConfig(msgspec.Struct, frozen=True):
@@ -138,4 +81,4 @@ class Publisher:
             for sequence, payload in list(self._buffer):
                 if sequence >= begin:
                     await socket.send_multipart((client, b"", self._topic, sequence.to_bytes(8, "big"), payload))
-            await socket.send_multipart((client, b"", b"", _END, b""))
+            await socket.send_multipart((client, b"", b"", END, b""))

@@ -16,6 +16,7 @@ from network_rules import End, Outside, Pod, Rules
 from regions import Region
 
 from infra import config
+from infra.catalog import KV_EVENTS_PORT, KV_REPLAY_PORT
 from infra.components.cache.redis_cache import PORT as CACHE_PORT
 from infra.components.workloads import engine_fleet, gateway_fleet
 from infra.naming import ENGINE, GATEWAY, MONITORING, NAMESPACE, PROJECT
@@ -193,6 +194,8 @@ ALLOWED = {
     (PROMETHEUS, ENGINE, engine_fleet.OPS_PORT),
     (PROMETHEUS, ENGINE, engine_fleet.HTTP_PORT),
     (GATEWAY, ENGINE, engine_fleet.HTTP_PORT),
+    (GATEWAY, ENGINE, KV_EVENTS_PORT),
+    (GATEWAY, ENGINE, KV_REPLAY_PORT),
     (GATEWAY, VPC, CACHE_PORT),
     (ANY_OF_OURS, DNS, 53),
     (ANY_OF_OURS, INTERNET, 443),

@@ -17,7 +17,7 @@ from pulumi_kubernetes.apps import v1 as apps
 from pulumi_kubernetes.core import v1 as core
 
 from infra import timers
-from infra.catalog import Model
+from infra.catalog import KV_EVENTS_PORT, KV_REPLAY_PORT, Model
 from infra.components.component import Component
 from infra.components.workloads import pods
 from infra.components.workloads.fleets import Fleet
@@ -27,7 +27,7 @@ from infra.scheduling import gpu_affinity, gpu_tolerations
 from infra.stack_config.serving import EngineConfig
 from infra.timers import Stop
 from policies.autoscaling.pace import Pace
-from serving.settings import ModelClass
+from serving.settings import HTTP, KV_EVENTS, KV_REPLAY, ModelClass
 
 HTTP_PORT, OPS_PORT = 8000, 8001
 SETTINGS_FILE = "engine.json"
@@ -70,7 +70,9 @@ class EngineFleetArgs:
 class EngineService(Component):
     """The headless Service of one or several fleets."""
 
-    def __init__(self, name: str, model_class: ModelClass, stack: StackName, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self, name: str, model_class: ModelClass, model: Model, stack: StackName, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
         super().__init__("workloads:EngineService", name, stack, opts)
         core.Service(
             name,
@@ -79,11 +81,20 @@ class EngineService(Component):
                 # Headless: the gateway must know each engine to route by prefix and load, so no proxy may choose for it.
                 "cluster_ip": "None",
                 "selector": {SERVICE_LABEL: name},
-                "ports": [{"name": "http", "port": HTTP_PORT, "target_port": "http", "protocol": "TCP"}],
+                "ports": [
+                    {"name": port, "port": number, "target_port": port, "protocol": "TCP"}
+                    for port, number in _gateway_ports(model).items()
+                ],
             },
             opts=self.child(),
         )
         self.register_outputs({})
+
+
+def _gateway_ports(model: Model) -> dict[str, int]:
+    """What gateways use of an engine: the API, and what it says of its cache."""
+    events = {KV_EVENTS: KV_EVENTS_PORT, KV_REPLAY: KV_REPLAY_PORT} if model.publishes_cache_events else {}
+    return {HTTP: HTTP_PORT, **events}
 
 
 class EngineFleet(Component):
@@ -191,8 +202,8 @@ class EngineFleet(Component):
             "args": ["--", *model.engine_arguments()],
             "env": pods.environment(SETTINGS_FILE, variables),
             "ports": [
-                {"name": "http", "container_port": HTTP_PORT, "protocol": "TCP"},
-                {"name": "ops", "container_port": OPS_PORT, "protocol": "TCP"},
+                {"name": port, "container_port": number, "protocol": "TCP"}
+                for port, number in {**_gateway_ports(model), "ops": OPS_PORT}.items()
             ],
             "resources": pods.resources(config.resources, cache_gib + pods.TMP_GIB + pods.LOGS_GIB, num_gpus),
             "security_context": pods.CONTAINER_SECURITY,

@@ -12,6 +12,7 @@ from typing import Literal
 import pulumi
 from pulumi_kubernetes.networking import v1 as networking
 
+from infra.catalog import KV_EVENTS_PORT, KV_REPLAY_PORT
 from infra.components.component import Component
 from infra.components.workloads import engine_fleet, gateway_fleet, pods
 from infra.naming import ENGINE, GATEWAY, MONITORING, PROJECT, StackName
@@ -82,7 +83,7 @@ class TrafficRules(Component):
         # vLLM's own numbers, by which fleets grow, are on the port that takes requests: so Prometheus alone, not its namespace.
         engine_ports = _tcp(engine_fleet.HTTP_PORT, engine_fleet.OPS_PORT)
         self._create("monitoring-to-engine", ENGINES, "Ingress", [([prometheus], engine_ports)])
-        engine_port = _tcp(engine_fleet.HTTP_PORT)
+        engine_port = _tcp(engine_fleet.HTTP_PORT, KV_EVENTS_PORT, KV_REPLAY_PORT)
         self._create("gateway-to-engine", GATEWAYS, "Egress", [([{"pod_selector": {"match_labels": ENGINES}}], engine_port)])
         self._create("engine-from-gateway", ENGINES, "Ingress", [([{"pod_selector": {"match_labels": GATEWAYS}}], engine_port)])
         self._create("gateway-to-cache", GATEWAYS, "Egress", [([inside], _tcp(cache_port))])

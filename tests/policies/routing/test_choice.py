@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from random import Random
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.routing.choice import NO_LOAD, SLACK, SLOW_START_S, Choice, Replica, choose
+from policies.routing.choice import FOREIGN_FADE_S, SLOW_START_S, Choice, Replica, choose, fade, load_bound
 from policies.routing.prefix_index import BLOCK_TOKENS, Chain, PrefixIndex, chain_of
 from policies.routing.ring import Ring
 
@@ -18,7 +19,7 @@ NOW_S = 100.0
 
 
 def chain(letters: str) -> Chain:
-    return chain_of([ord(letter) for letter in letters for _ in range(BLOCK_TOKENS)], model="m", adapter="", salt="s")
+    return chain_of([ord(letter) for letter in letters for _ in range(BLOCK_TOKENS)], adapter="", salt="s")
 
 
 class Gateway:
@@ -62,14 +63,32 @@ def test_the_one_that_holds_the_prompt_is_chosen_and_its_part_is_not_counted() -
 
 
 def test_a_holder_with_more_than_its_share_is_not_a_candidate() -> None:
-    # 1.25 x (20 + 0 + 0 + 0 + 1) / 4 = 6.6, and 16 are never too many
+    # The mean is (20 + 0 + 0 + 0 + 1) / 4 = 5.25, and 5.25 + 2 x sqrt(5.25) + 1 = 10.8.
     gateway = Gateway(fleet(20, 0, 0, 0))
     gateway.index.add(0b0001, chain("abcdef"))
     assert gateway.choose("abcdef").index != 0
 
 
+BOUNDS = [(0.1, 1.73), (1, 4.0), (16, 25.0), (64, 81.0), (100, 125.0)]
+
+
+@pytest.mark.parametrize(("mean", "bound"), BOUNDS)
+def test_the_bound_leaves_chance_alone_in_small_fleets_and_a_quarter_in_large_ones(mean: float, bound: float) -> None:
+    assert load_bound(mean) == pytest.approx(bound, abs=0.01)
+
+
+def test_what_others_compute_at_a_replica_counts_as_queued_and_fades() -> None:
+    gateway = Gateway(fleet(0, 0))
+    gateway.replicas[0].foreign_tokens = 8000
+    assert {gateway.choose("").index for _ in range(20)} == {1}
+    fade(gateway.replicas, FOREIGN_FADE_S)
+    assert gateway.replicas[0].foreign_tokens == pytest.approx(8000 / math.e)
+    fade(gateway.replicas, 20 * FOREIGN_FADE_S)
+    assert {gateway.choose("").index for _ in range(50)} == {0, 1}
+
+
 def test_little_is_not_worth_a_queue() -> None:
-    # At the holder of one block in 20: (6000 + 1217 + 64) x 8; elsewhere (1281 + 64) x 8, less than half.
+    # At the holder of one block in 20: (6000 + 1217 + 64) x 8; elsewhere (1281 + 64) x 8, less than a quarter.
     gateway = Gateway(fleet(0, 0))
     gateway.index.add(0b01, chain("a"))
     gateway.replicas[0].queued_tokens = 6000
@@ -137,8 +156,10 @@ def test_whoever_is_chosen_is_ready_has_room_and_has_not_failed_this(
     replicas: list[Replica], held: list[tuple[int, str]], asked: str, failed: set[int]
 ) -> None:
     gateway = Gateway(replicas)
+    failed = {n for n in failed if n < len(replicas)}
     for replica, letters in held:
-        gateway.index.add(1 << replica, chain(letters))
+        if replica < len(replicas):
+            gateway.index.add(1 << replica, chain(letters))
     before = [dataclasses.replace(replica) for replica in replicas]
     choice = gateway.choose(asked, failed=tuple(failed), max_in_flight=15)
     assert replicas == before, "a choice changes nothing"
@@ -159,7 +180,7 @@ def test_no_traffic_gives_a_replica_more_than_its_share(prompts: list[str], num:
     gateway = Gateway(fleet(*[0] * num))
     for sent, letters in enumerate(prompts, 1):
         chosen = gateway.send(letters)
-        assert gateway.replicas[chosen].num_in_flight <= max(NO_LOAD, (1 + SLACK) * sent / num + 1)
+        assert gateway.replicas[chosen].num_in_flight <= load_bound(sent / num) + 1
 
 
 @settings(deadline=None)

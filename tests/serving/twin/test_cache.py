@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import zmq.asyncio
 
+from serving.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, external
 from serving.twin.blocks import NONE_HASH, BlockPool, BlockTable, CacheKey, block_hash
-from serving.twin.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, EventsConfig, external
+from serving.twin.kv_events import EventsConfig
 from tests.serving.twin.conftest import Asker, Start, free_port
 
 SIZE = 16

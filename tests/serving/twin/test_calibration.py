@@ -24,8 +24,8 @@ import msgspec
 import pytest
 import zmq
 
+from serving.kv_events import BlockStored, EventBatch
 from serving.models.conversions import converted, engine_python
-from serving.twin.kv_events import BlockStored, EventBatch
 from serving.twin.vocabulary import TEMPLATE, own_files
 from tests.serving.twin.conftest import free_port
 
