@@ -54,6 +54,12 @@ LIMITER_FALLBACKS = Series(
 JOURNAL_COMMIT = Series(
     "flotilla_journal_commit_seconds", "histogram", (), "One group commit of the usage journal: write and fdatasync."
 )
+JOURNAL_HEALTHY = Series(
+    "flotilla_journal_healthy",
+    "gauge",
+    (),
+    "1 while usage can be made durable; at 0 nothing is generated and somebody must look.",
+)
 OPEN_EVENTS = Series("flotilla_usage_open_events", "gauge", (), "Usage events opened and not yet closed.")
 
 # The shipper.

@@ -44,6 +44,7 @@ class Metrics:
         self.usage_disputed = make(Counter, series.USAGE_DISPUTED, self._registry)
         self.limiter_fallbacks = make(Counter, series.LIMITER_FALLBACKS, self._registry)
         self.journal_commit = self._histogram(series.JOURNAL_COMMIT, _COMMIT_S)
+        self.journal_healthy = make(Gauge, series.JOURNAL_HEALTHY, self._registry)
         self.open_events = make(Gauge, series.OPEN_EVENTS, self._registry)
         self.exported = Exported()
         self._registry.register(self.exported)

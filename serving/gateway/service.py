@@ -138,7 +138,9 @@ class Service:
         self._journal = await Journal.open(
             self._journal_dir, settings.journal, source=self._gateway, on_commit=self.metrics.commit
         )
-        for left in self._journal.recovered:
+        journal = self._journal
+        self.metrics.journal_healthy.set_function(lambda: float(journal.healthy))
+        for left in journal.recovered:
             log.info("journal_recovered", recovered=repr(left))
 
         models = Models(settings.models)

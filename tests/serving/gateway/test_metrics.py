@@ -14,8 +14,8 @@ from serving.metering.journal import Commit
 
 OURS = (
     series.REQUESTS, series.ERRORS, series.TTFT, series.TPOT, series.REQUEST_SECONDS, series.TOKENS, series.IN_FLIGHT,
-    series.ENGINES_READY, series.RETRIES, series.RESUMES,
-    series.USAGE_DISPUTED, series.LIMITER_FALLBACKS, series.JOURNAL_COMMIT, series.OPEN_EVENTS,
+    series.ENGINES_READY, series.RETRIES, series.RESUMES, series.USAGE_DISPUTED, series.LIMITER_FALLBACKS,
+    series.JOURNAL_COMMIT, series.JOURNAL_HEALTHY, series.OPEN_EVENTS,
 )  # fmt: skip
 
 
