@@ -6,6 +6,7 @@ The archive holds, beside the segments (`archive.py`), what is decided about the
     usage/v1/revisions/<tenant>/<n>.seg     revisions of prices, in the order in which they were made (`rerating.py`)
     seals/v1/<tenant>/<day>/<n>.seal        what a day consisted of when it was sealed (`seals.py`)
     invoices/v1/<tenant>/<n>.json           invoices that were issued (`invoicing.py`)
+    exports/v1/<sink>/<tenant>/<day>/…      which seals were exported (`exporting.py`)
 
 All of it is written by conditional put and never again; in deployed environments the bucket is locked against deletion.
 """

@@ -1,12 +1,15 @@
-"""`flotilla ledger`: prove the ledger, rebuild it, replay into it, seal its days, rate ended requests anew."""
+"""`flotilla ledger`: prove the ledger, rebuild it, replay into it, seal its days, rate ended requests anew, export."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -19,11 +22,13 @@ from serving.errors import UserError
 from serving.gateway import admin_client
 from serving.metering.audit import Audit, audit
 from serving.metering.books import Books
+from serving.metering.exporting import Sink, export
 from serving.metering.ledger import PutResult, create_table, put_rows, read_rows
 from serving.metering.report import format_usd, parse_month, parse_since
 from serving.metering.rerating import rerate
-from serving.metering.rows import LedgerRow, ledger_hash, rows_of, utc_days
+from serving.metering.rows import LedgerRow, ledger_hash, rows_of, utc_day, utc_days
 from serving.metering.seals import may_be_sealed, seal_day
+from serving.metering.sinks import CloudEventsSink, StripeSink
 from serving.target import LOCAL, Target, load_target
 
 DAY_MS = 86_400_000
@@ -36,6 +41,14 @@ Since = Annotated[
     str, typer.Option(metavar="7d|DAY", help="From the start of the UTC day that lies so far back, or of this day.")
 ]
 Region = Annotated[str | None, typer.Option(help="Whose replicas to read and write; the home region's if left out.")]
+
+
+class SinkName(StrEnum):
+    """Where usage can be exported to."""
+
+    STRIPE = "stripe"
+    OPENMETER = "openmeter"
+
 
 ledger_app = typer.Typer(help="The books behind every bill: prove, rebuild, replay, seal, rate anew.", no_args_is_help=True)
 
@@ -165,6 +178,40 @@ def rerate_(
         return
     verb = "would be" if dry_run else "were"
     typer.echo(f"{done.num_events:,} requests {verb} rated anew: ${format_usd(done.delta_pico_usd)} in all")
+
+
+@ledger_app.command("export")
+def export_(
+    sink: Annotated[SinkName, typer.Argument(help="Where to: `stripe`, or `openmeter` and whatever takes CloudEvents.")],
+    url: Annotated[str, typer.Option(help="Address of its API.")] = "https://api.stripe.com",
+    customers: Annotated[Path | None, typer.Option(help="JSON file: tenant to Stripe customer id.")] = None,
+    tenant: Tenants = None,
+    since: Since = "34d",
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Send what was sealed to another billing system, each token once; again resumes. The key is FLOTILLA_EXPORT_KEY."""
+    key = os.environ.get("FLOTILLA_EXPORT_KEY", "")
+    if not key:
+        raise UserError("FLOTILLA_EXPORT_KEY is not set", "set it to the other system's API key")
+    target = load_target(env)
+    to: Sink = CloudEventsSink(url, key, source=f"flotilla/{env}")
+    if sink is SinkName.STRIPE:
+        to = StripeSink(url, key, _read_customers(customers))
+    done = export(Books.of(target), to, _tenants(target, tenant), utc_day(_days(since)[0]))
+    if as_json:
+        typer.echo(msgspec.json.encode(done))
+        return
+    typer.echo(f"{done.num_tokens:,} tokens in {done.num_measures:,} measures of {done.num_seals:,} seals sent to {sink}")
+
+
+def _read_customers(path: Path | None) -> dict[str, str]:
+    if path is None:
+        raise UserError("Stripe needs to know which customer a tenant is", "name a JSON file with --customers")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UserError(f"{path}: {error}", 'it must be JSON such as {"acme": "cus_123"}') from error
 
 
 def _show(found: Audit) -> None:
