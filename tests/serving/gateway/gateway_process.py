@@ -49,14 +49,14 @@ class World:
         for name, value in SECRETS.items():
             self.client("secretsmanager").create_secret(Name=name, SecretString=value)
 
-    def publish(self, tokenizer_json: bytes) -> None:
+    def publish(self, tokenizer_json: bytes, window: int) -> None:
         files = {
             "tokenizer.json": tokenizer_json,
             "tokenizer_config.json": TOKENIZER_CONFIG,
             "chat_template.jinja": CHAT_TEMPLATE.encode(),
         }
         listed = tuple(ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items())
-        manifest = Manifest("small", "Tiny", "test", 2048, {}, listed)
+        manifest = Manifest("small", "Tiny", "test", window, {}, listed)
         for name, content in {**files, "manifest.json": manifest.encode()}.items():
             key = release_prefix("small", manifest.release_id) + name
             self.client("s3").put_object(Bucket="artifacts", Key=key, Body=content)
@@ -122,7 +122,7 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def running_world(folder: Path, tokenizer_json: bytes) -> Iterator[World]:
+def running_world(folder: Path, tokenizer_json: bytes, window: int = 2048) -> Iterator[World]:
     """An emulated AWS with a published release; its secrets are made by whoever wants them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -145,7 +145,7 @@ def running_world(folder: Path, tokenizer_json: bytes) -> Iterator[World]:
                 AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
                 BillingMode="PAY_PER_REQUEST",
             )
-        world.publish(tokenizer_json)
+        world.publish(tokenizer_json, window)
         yield world
     finally:
         for process in world.processes:
