@@ -190,7 +190,9 @@ class _Region:
     ) -> None:
         model, config = self._program.model(model_class), self._config.engines[model_class]
         images = self._config.images
-        sizes = fleet_sizes(model_class, config, scaling_policy(model, self._program.catalog.classes[model_class], config))
+        sizes = fleet_sizes(
+            model_class, config, scaling_policy(model_class, model, self._program.catalog.classes[model_class], config)
+        )
         for service in sorted({fleet.service for fleet in sizes}):
             EngineService(service, model_class, model, self._stack, below)
         for fleet, size in sizes.items():
@@ -247,7 +249,7 @@ def _served_model(program: Program[ServingConfig], model_class: ModelClass) -> S
     model, config = program.model(model_class), program.config.engines.get(model_class)
     scaling = None
     if config is not None and scaling_limits(config).is_elastic:
-        policy = scaling_policy(model, program.catalog.classes[model_class], config)
+        policy = scaling_policy(model_class, model, program.catalog.classes[model_class], config)
         scaling = Scaling(policy=policy, limits=scaling_limits(config))
     return ServedModel(
         model_class=model_class,

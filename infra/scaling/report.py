@@ -10,6 +10,7 @@ from rich.text import Text
 
 from policies.autoscaling.fidelity import ModelError
 from policies.autoscaling.outcome import Outcome
+from policies.autoscaling.peak import Peak
 from policies.cold_start import ColdStart
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -28,6 +29,7 @@ def outcomes_table(outcomes: Sequence[Outcome], heading: str) -> Table:
     """Policies side by side."""
     table = Table(box=None, pad_edge=False, title=heading, title_justify="left")
     names = (
+        "kept",
         "in time",
         "shed",
         "lost",
@@ -47,6 +49,7 @@ def outcomes_table(outcomes: Sequence[Outcome], heading: str) -> Table:
         per_1k = item.usd_per_1k_in_time
         table.add_row(
             item.policy,
+            f"{item.kept_ratio:.1%}",
             f"{item.slo_ratio:.1%}",
             f"{item.shed_ratio:.2%}",
             f"{item.lost_ratio:.2%}",
@@ -97,6 +100,44 @@ def errors_table(errors: Sequence[ModelError], num_requests: float) -> Table:
             f"{item.max_engines}",
         )
     return table
+
+
+def peaks(found: Sequence[Peak]) -> RenderableType:
+    """Each class at its peak, and its buckets."""
+    heading = "the hour of the peak of a day, under the deployed policy: useful ≥ 70 %, P50 < 200 ms, ≤ 0.1 % shed, all at once"
+    table = Table(box=None, pad_edge=False, title=heading, title_justify="left")
+    table.add_column("class")
+    for name in ("requests/s", "engines", "useful", "P50, ms", "shed", "all at once"):
+        table.add_column(name, justify="right")
+    buckets = Table(box=None, pad_edge=False, title="\nP50 by uncached prompt tokens", title_justify="left")
+    buckets.add_column("class")
+    for name in ("tokens", "of requests", "P50, ms", "idle engine, ms", "P50 < 200 ms"):
+        buckets.add_column(name, justify="right")
+    for item in found:
+        table.add_row(
+            item.name,
+            f"{item.req_per_s:,.0f}",
+            f"{item.engines}",
+            f"{item.utilization_ratio:.1%}",
+            f"{item.ttft_p50_s * 1000:,.0f}",
+            f"{item.shed_ratio:.2%}",
+            "holds" if item.holds else "does not hold",
+        )
+        for part in item.buckets:
+            buckets.add_row(
+                item.name,
+                f"≤ {part.bucket:,}",
+                f"{part.share_ratio:.0%}",
+                f"{part.p50_s * 1000:,.0f}",
+                f"{part.bound_s * 1000:,.0f}",
+                part.holds.value,
+            )
+    note = Text(
+        "\nCannot hold: an idle engine is later than that already, for the bucket's median prompt."
+        " Simulated from a modelled step law (policies/capacity/step_law.py), not measured.",
+        style="dim",
+    )
+    return Group(table, buckets, note)
 
 
 def bars(arrivals_per_s: Sequence[float], outcomes: Sequence[Outcome]) -> RenderableType:

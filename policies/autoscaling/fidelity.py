@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policies.autoscaling.outcome import Outcome
+from policies.autoscaling.peak import busiest_hour
 from policies.autoscaling.scenario import Bounds, Load
 
 MAX_REQUESTS = 120_000
@@ -41,20 +41,13 @@ def model_error(fluid: Outcome, events: Outcome) -> ModelError:
     )
 
 
-def checkable(load: Load, bounds: Bounds, hours: float = 1.0) -> tuple[Load, Bounds]:
-    """A part of the load that can be run event by event in seconds: the time around its busiest minute, and so few requests and
+def checkable(load: Load, bounds: Bounds) -> tuple[Load, Bounds]:
+    """A part of the load that can be run event by event in seconds: the hour around its busiest minute, and so few requests and
     engines, by one factor, that there are `MAX_REQUESTS` at most. Spot engines are not lost in it."""
-    seconds = min(len(load.arrivals_per_s), int(hours * 3600))
-    begin = max(0, min(_busiest(load.arrivals_per_s) - seconds // 2, len(load.arrivals_per_s) - seconds))
-    part = load.arrivals_per_s[begin : begin + seconds]
+    hour = busiest_hour(load.arrivals_per_s)
+    part = load.arrivals_per_s[hour.start : hour.stop]
     factor = min(1.0, MAX_REQUESTS / max(1.0, sum(part)))
     minimum = max(1, round(bounds.minimum * factor))
     maximum = max(minimum, round(bounds.maximum * factor))
     smaller = replace(bounds, minimum=minimum, maximum=maximum, spot=0, spot_losses_per_h=0.0)
     return replace(load, arrivals_per_s=[number * factor for number in part]), smaller
-
-
-def _busiest(arrivals_per_s: Sequence[float]) -> int:
-    """The second at which the busiest minute begins."""
-    minutes = range(0, len(arrivals_per_s), 60)
-    return max(minutes, key=lambda begin: sum(arrivals_per_s[begin : begin + 60]), default=0)

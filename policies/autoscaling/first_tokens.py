@@ -40,6 +40,11 @@ class Spread:
         return sum(times) / len(times) if times else 0.0
 
     @cached_property
+    def p50_s(self) -> float:
+        """Over all."""
+        return _at(self._all, 0.5)
+
+    @cached_property
     def p99_s(self) -> float:
         """Over all."""
         return _at(self._all, 0.99)

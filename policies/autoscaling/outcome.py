@@ -32,6 +32,8 @@ class Outcome:
 
     policy: str
     num_requests: float
+    kept_ratio: float
+    """Of all requests, those that came while the promise was kept: half of the first tokens within it, and nobody shed."""
     slo_ratio: float
     """First token within the promise, of all requests that an idle engine would have served within it, shed and lost ones
     included: no policy can do anything for the rest."""
@@ -68,6 +70,7 @@ class Course:
     """Engine seconds on nodes that stay."""
     spot_s: float = 0.0
     useful_s: float = 0.0
+    kept: float = 0.0
     shed: float = 0.0
     lost: float = 0.0
     max_waiting: float = 0.0
@@ -101,6 +104,7 @@ class Course:
         return Outcome(
             policy=policy,
             num_requests=num_requests,
+            kept_ratio=self.kept / num_requests if num_requests else 1.0,
             slo_ratio=num_in_time / num_reachable if num_reachable else 1.0,
             reachable_ratio=num_reachable / num_requests if num_requests else 1.0,
             shed_ratio=self.shed / num_requests if num_requests else 0.0,
@@ -136,12 +140,22 @@ class Tally:
             if weight:
                 self._met[index, queue] += number * weight  # type: ignore[assignment]  # a Counter of shares
 
+    def ttft_p50_s(self, batch: float, queue_s: float) -> float:
+        """Median of who comes now."""
+        return sum(weight * self._table.spreads[index].p50_s for index, weight in self._table.around(batch)) + queue_s
+
     def ttft_s(self, batch: float, queue_s: float) -> tuple[float, float]:
         """Mean and 99th percentile of who comes now."""
         sides = self._table.around(batch)
         mean_s = sum(weight * self._table.spreads[index].mean_s for index, weight in sides)
         p99_s = sum(weight * self._table.spreads[index].p99_s for index, weight in sides)
         return mean_s + queue_s, p99_s + queue_s
+
+    def in_time_ratio(self, batch: float, queue_s: float, limit_s: float) -> float:
+        """Of all who come now, within `limit_s`."""
+        return self._table.reachable_ratio * sum(
+            weight * self._table.spreads[index].in_time_ratio(limit_s - queue_s) for index, weight in self._table.around(batch)
+        )
 
     def in_time(self, limit_s: float) -> float:
         """Requests within `limit_s`, of those that can be."""

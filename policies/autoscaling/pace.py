@@ -42,6 +42,11 @@ class Pace:
         )
 
 
+PLAIN = Pace(pods_up=4, up_period_s=15, pods_down=10_000, down_period_s=15, down_window_s=300, max_growth_ratio=2.0)
+"""A HorizontalPodAutoscaler's where it says nothing: twice as many or four more in 15 s, and after five minutes without need down
+to it at once (kubernetes.io, Horizontal Pod Autoscaling, "Default Behavior"; read 2026-11-24)."""
+
+
 @dataclass
 class Pacer:
     """Applies a pace to wishes, as the autoscaler does at each of its syncs. Time is the caller's."""

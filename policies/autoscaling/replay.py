@@ -8,7 +8,7 @@ has.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from policies.autoscaling.events import Arrival, FirstToken, SteppedFleet
 from policies.autoscaling.first_tokens import is_reachable
@@ -36,7 +36,7 @@ def replay(
     engines = SteppedFleet(profile, engine.max_batch, bounds.minimum)
     found: list[FirstToken] = []
     num_requests = num_reachable = 0
-    recent: list[FirstToken] = []
+    shed_at: list[float] = []
     for second, arriving in enumerate(load.arrivals_per_s):
         for _ in range(fleet.advance(second)):
             engines.add()
@@ -46,7 +46,7 @@ def replay(
             num_requests += 1
             num_reachable += is_reachable(profile, arrival.uncached_tokens, bounds.ttft_slo_s)
             if engines.queue_age_s(arrival.at_s) > bounds.shed_after_s:
-                course.shed += 1
+                shed_at.append(arrival.at_s)
             else:
                 engines.take(arrival)
         found.extend(engines.until(second + 1.0))
@@ -66,19 +66,32 @@ def replay(
                 kv_ratio=min(1.0, running * mix.context_tokens / (fleet.ready * profile.num_blocks * BLOCK_TOKENS)),
                 req_per_s=arriving,
                 tokens_per_s=arriving * (mix.input_tokens + mix.output_tokens),
+                slo_ratio=sum(time_s <= bounds.ttft_slo_s for time_s in times) / len(times),
             )
             for _ in range(fleet.sync(scaler, None if second in silent else observed, float(second))):
                 engines.remove()
         if second % 60 == 59:
             course.sizes.append(fleet.size)
+    course.shed = len(shed_at)
     course.useful_s = engines.useful_s
     found.extend(engines.until(float("inf")))
+    course.kept = _kept(found, shed_at, bounds.ttft_slo_s)
     in_time = sum(
         token.ttft_s <= bounds.ttft_slo_s and is_reachable(profile, token.arrival.uncached_tokens, bounds.ttft_slo_s)
         for token in found
     )
     times_met = [(bucket_of(token.arrival.uncached_tokens), token.ttft_s, 1.0) for token in found]
     return course.outcome(policy, num_requests, num_reachable, in_time, times_met, fleet, engine)
+
+
+def _kept(found: Sequence[FirstToken], shed_at: Sequence[float], limit_s: float) -> float:
+    """Requests of those parts of a minute in which half of the first tokens came within `limit_s`, and nobody was shed."""
+    times: dict[int, list[float]] = {}
+    for token in found:
+        times.setdefault(int(token.arrival.at_s // SYNC_S), []).append(token.ttft_s)
+    for at_s in shed_at:
+        times.pop(int(at_s // SYNC_S), None)
+    return sum(len(part) for part in times.values() if sorted(part)[(len(part) - 1) // 2] <= limit_s)
 
 
 def _arrivals(load: Load, second: int, arriving: float, rng: random.Random) -> Iterator[Arrival]:

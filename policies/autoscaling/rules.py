@@ -1,4 +1,6 @@
-"""Rules that turn what is observed into a wish for a number of engines. `work` is deployed; the others are what it is judged by.
+"""Rules that turn what is observed into a wish for a number of engines: what `decide_replicas` is judged by.
+
+`work` is also what the ScaledObjects fall back on when nobody decides.
 
 | rule | wishes for | trouble |
 |---|---|---|
@@ -17,9 +19,7 @@ from dataclasses import dataclass
 from policies.autoscaling.pace import wish_for
 
 TARGET_SHARE = 1 / 8
-"""Of the requests that an engine takes into one batch. First tokens are late long before the batch is full: at the catalog's
-committed load a small engine is sent 117 / 25 = 4.7 requests a second, 1,155 tokens in and 211 out, and holds each for some 6 s,
-so 28 at a time; an eighth of 256 is 32. The 6 s are assumed, not measured."""
+"""Of the requests that an engine takes into one batch: the target where nobody knows how long its steps take."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Observed:
     """Requests that arrive."""
     tokens_per_s: float = 0.0
     """In and out, over all engines."""
+    slo_ratio: float = 1.0
+    """Of all requests, refused ones included: first token within the promise."""
 
 
 @dataclass(frozen=True)

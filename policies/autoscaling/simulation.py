@@ -29,16 +29,23 @@ def simulate(
     bounds: Bounds,
     silent: range = range(0),
     seed: int = 1,
+    measured_s: range | None = None,
 ) -> Outcome:
-    """Runs `scaler` over a load. In `silent` seconds the metrics give no answer. The same arguments give the same outcome."""
+    """Runs `scaler` over a load. In `silent` seconds the metrics give no answer. The same arguments give the same outcome.
+
+    The outcome is of the seconds `measured_s`, or of all.
+    """
+    within = range(len(load.arrivals_per_s)) if measured_s is None else measured_s
     profile, mix = engine.profile, mix_of(load.lengths, load.cached_ratio)
     work, law = work_s(profile, mix), profile.law
     fullest = largest_batch(profile, load.lengths, engine.max_batch)
     kv_tokens = profile.num_blocks * BLOCK_TOKENS
     table = measured(profile, load.lengths, load.cached_ratio, engine.max_batch, bounds.ttft_slo_s)
-    tally, fleet, course = Tally(table), Fleet(bounds, engine.cold_start_s, seed), Course()
+    fleet = Fleet(bounds, engine.cold_start_s, seed)
+    inside, outside = (Tally(table), Course()), (Tally(table), Course())
     running = waiting = 0.0
     for second, arriving in enumerate(load.arrivals_per_s):
+        tally, course = inside if second in within else outside
         fleet.advance(second)
         gone = fleet.lose(1.0)
         if gone:
@@ -52,6 +59,8 @@ def simulate(
         refused = arriving if queue_s > bounds.shed_after_s else 0.0
         course.shed += refused
         tally.add(batch, queue_s, arriving - refused)
+        if not refused and tally.ttft_p50_s(batch, queue_s) <= bounds.ttft_slo_s:
+            course.kept += arriving
         waiting += arriving - refused
         taken = min(waiting, max(0.0, room))
         waiting -= taken
@@ -72,10 +81,12 @@ def simulate(
                 kv_ratio=min(1.0, batch * mix.context_tokens / kv_tokens),
                 req_per_s=arriving,
                 tokens_per_s=finished * (mix.input_tokens + mix.output_tokens),
+                slo_ratio=0.0 if refused else tally.in_time_ratio(batch, queue_s, bounds.ttft_slo_s),
             )
             fleet.sync(scaler, None if second in silent else observed, float(second))
         if second % 60 == 59:
             course.sizes.append(fleet.size)
-    total = sum(load.arrivals_per_s)
+    tally, course = inside
+    total = sum(load.arrivals_per_s[second] for second in within)
     in_time = max(0.0, tally.in_time(bounds.ttft_slo_s) - course.lost * table.reachable_ratio)
     return course.outcome(policy, total, total * table.reachable_ratio, in_time, tally.times(), fleet, engine)

@@ -29,19 +29,31 @@ from infra.stack_config.serving import EngineConfig
 from policies.autoscaling.pace import Pace
 from policies.autoscaling.policy import Limits, ScalingPolicy, policy_of
 from policies.autoscaling.rules import TARGET_SHARE
+from policies.capacity.operating_point import Mix, operating_point
+from policies.capacity.step_law import PROFILES
 from policies.cold_start import IMAGE_GB, NUM_WEIGHT_FILES, model_cold_start
 from serving import series
 from serving.settings import ModelClass
 
+TARGET_UTILIZATION_RATIO = 0.75
+"""Useful-token utilization of an engine at its target. At the peak of a day 0.70 is left of it: engines are whole, and a size
+that was needed stays for a while; P50 of first tokens is below 200 ms for every class (`flotilla simulate --peak`)."""
 
-def scaling_policy(model: Model, fleet: ClassFleet, config: EngineConfig) -> ScalingPolicy:
+
+def scaling_policy(model_class: ModelClass, model: Model, fleet: ClassFleet, config: EngineConfig) -> ScalingPolicy:
     """The policy of a class in a region: what follows from its model, under what the catalog and the stack file say.
 
-    An engine should hold 32 requests where it takes 256 at once; its lead time is the cold start that its GPUs are modelled with,
-    and none where it has no GPU.
+    On A100s an engine should hold what makes it `TARGET_UTILIZATION_RATIO` useful, and compute as many tokens a second;
+    elsewhere nobody knows its steps, and it should hold an eighth of what it takes at once. Its lead time is the cold start that
+    its GPUs are modelled with, and none where it has no GPU.
     """
     at_once = int(model.engine_args.get("max_num_seqs", model.max_in_flight_per_engine))
     follows: dict[str, float | None] = {"target_in_flight": max(1, round(at_once * TARGET_SHARE))}
+    if model.gpus and model.gpus.kind.startswith("a100"):
+        mix = Mix()
+        point = operating_point(PROFILES[f"a100-{model_class}"], mix, TARGET_UTILIZATION_RATIO, at_once)
+        follows["target_in_flight"] = round(point.batch)
+        follows["target_tokens_per_s"] = round(point.req_per_s * (mix.input_tokens + mix.output_tokens))
     if model.gpus:
         cold = model_cold_start(IMAGE_GB, model.weights_gib, NUM_WEIGHT_FILES, model.gpus.count)
         follows["lead_time_s"] = round(cold.total_s)

@@ -15,7 +15,7 @@ from infra.embedded.graph import Graph
 from infra.naming import parse_stack
 from infra.stack_config import ServingConfig
 from policies.autoscaling.policy import Limits, ScalingPolicy
-from serving.settings import GatewaySettings
+from serving.settings import GatewaySettings, ModelClass
 
 POD_MONITOR = "kubernetes:monitoring.coreos.com/v1:PodMonitor"
 
@@ -53,22 +53,22 @@ def test_an_engine_fleet_obeys_what_is_decided_to_the_engine(graphs: dict[str, G
     spec = scaled(graphs[PROD])["engine-small"]
     desired, queue = (trigger["metadata"] for trigger in spec["triggers"])
     assert (desired["query"], desired["threshold"]) == ('max(flotilla_desired_replicas{model_class="small",fleet="base"})', "1")
-    assert queue["query"].endswith(f"* (absent({desired['query']}) or vector(0))") and queue["threshold"] == "32"
+    assert queue["query"].endswith(f"* (absent({desired['query']}) or vector(0))") and queue["threshold"] == "91"
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior == {
         "scaleUp": {
             "stabilizationWindowSeconds": 0,
             "selectPolicy": "Max",
             "policies": [
-                {"type": "Pods", "value": 2, "periodSeconds": 60},
-                {"type": "Percent", "value": 100, "periodSeconds": 60},
+                {"type": "Pods", "value": 1, "periodSeconds": 120},
+                {"type": "Percent", "value": 100, "periodSeconds": 120},
             ],
             "tolerance": "0",
         },
         "scaleDown": {
             "stabilizationWindowSeconds": 0,
             "selectPolicy": "Max",
-            "policies": [{"type": "Pods", "value": 1, "periodSeconds": 300}],
+            "policies": [{"type": "Pods", "value": 16, "periodSeconds": 300}],
             "tolerance": "0",
         },
     }
@@ -84,7 +84,7 @@ def test_the_gateways_are_told_the_policy_and_the_limits_that_the_objects_are_re
         assert (limits.floor, limits.max_base) == (base["minReplicaCount"], base["maxReplicaCount"])
         assert limits.max_overflow == overflow["maxReplicaCount"]
         assert base["triggers"][1]["metadata"]["threshold"] == f"{model.scaling.policy.target_in_flight:g}"
-        assert model.scaling.policy.lead_time_s > 120 and model.scaling.policy.target_tokens_per_s
+        assert model.scaling.policy.down_window_s == 300 and model.scaling.policy.target_tokens_per_s
     assert all(model.scaling is None for model in settings(graphs[STAGING]).models), "one engine is nothing to decide"
 
 
@@ -121,13 +121,33 @@ def test_overflow_takes_what_base_cannot(work: int, base: int, overflow: int) ->
     assert min(math.ceil(work / target), most) == base and math.ceil(left / target) == overflow
 
 
-def test_the_target_is_an_eighth_of_a_batch_unless_the_stack_says_otherwise() -> None:
+@pytest.mark.parametrize(
+    ("model_class", "model", "target", "tokens_per_s"),
+    [
+        ("small", "qwen2.5-7b-instruct", 91, 12_790),
+        ("medium", "qwen2.5-14b-instruct", 65, 9_350),
+        ("large", "llama-3.3-70b-instruct", 45, 5_655),
+        ("small", "qwen2.5-7b-instruct-l4", 8, None),  # no law for L4: an eighth of 64
+    ],
+)
+def test_the_target_is_what_makes_an_engine_three_quarters_useful_or_an_eighth_of_a_batch(
+    model_class: ModelClass, model: str, target: int, tokens_per_s: int | None
+) -> None:
+    """Small: 0.75 / 0.080 = 9.4 requests a second, a step of 11.5 / 0.25 = 46 ms, 9.4 × 211 × 0.046 = 91 at once."""
+    config = ServingConfig.model_validate(read_stack_file(parse_stack(PROD)))
+    policy = scaling_policy(
+        model_class, load_catalog().models[model], load_catalog().classes[model_class], config.engines["small"]
+    )
+    assert policy.target_in_flight == target
+    assert policy.target_tokens_per_s == (tokens_per_s and pytest.approx(tokens_per_s, rel=0.01))
+
+
+def test_the_target_is_what_the_stack_says_where_it_does() -> None:
     config = ServingConfig.model_validate(read_stack_file(parse_stack(PROD)))
     catalog = load_catalog()
     model, fleet, engines = catalog.models["qwen2.5-7b-instruct"], catalog.classes["small"], config.engines["small"]
-    assert scaling_policy(model, fleet, engines).target_in_flight == 32
     regional = engines.model_copy(update={"scaling": {"target_in_flight": 5}})
-    assert scaling_policy(model, fleet, regional).target_in_flight == 5
+    assert scaling_policy("small", model, fleet, regional).target_in_flight == 5
     assert scaling_limits(engines) == Limits(floor=26, max_base=60, max_overflow=24)
 
 
