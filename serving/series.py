@@ -45,6 +45,12 @@ SCALING_DECISION = Series(
 )
 RETRIES = Series("flotilla_retries_total", "counter", ("model",), "Requests sent to a second engine before their first byte.")
 RESUMES = Series("flotilla_resumes_total", "counter", ("model",), "Broken answers that went on at another engine.")
+FAST_TOKENIZER = Series(
+    "flotilla_fast_tokenizer",
+    "gauge",
+    ("model",),
+    "1 where the fast tokenizer counts prompts; 0 where the slow one does, or not yet.",
+)
 USAGE_DISPUTED = Series(
     "flotilla_usage_disputed_total", "counter", ("model",), "Requests whose engine sent no token counts, or impossible ones."
 )

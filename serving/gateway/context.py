@@ -1,8 +1,8 @@
 """How many tokens a prompt has, and how many may follow it: counted by the model's own template and tokenizer, never estimated.
 
 The count is what limits are reserved by, what a refusal states, and what a bill opens with; the hashes of the tokens say which
-engine has seen the like. Long prompts are counted in threads: a tokenizer takes about a microsecond a character, and a stream
-must not wait for another's prompt.
+engine has seen the like. Short prompts are counted on the event loop, since a thread's hand-over costs more than they do; longer
+ones (`PromptCounter.inline_chars`) in threads, since a stream must not wait for another's prompt.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from serving.gateway.validate import ChatRequest, Request
 from serving.settings import ServedModel
 
 _T = TypeVar("_T")
-INLINE_CHARS = 2_000
-"""Prompts up to this length are counted on the event loop: a thread's hand-over costs more than they do."""
 _MESSAGE_CHARS = 30
 """What a template adds to a message, roughly."""
 _NUM_COUNTERS = 2
@@ -85,7 +83,7 @@ class ContextCounter:
             if isinstance(one, list):
                 _check_ids(release, one, "input")
         num_chars = sum(len(one) for one in request.inputs if isinstance(one, str))
-        found = counts() if num_chars <= INLINE_CHARS else await self._in_thread(counts)
+        found = counts() if num_chars <= release.counter.inline_chars else await self._in_thread(counts)
         if max(found) > window:
             reason = f"This model's maximum context length is {window} tokens. However, an input has {max(found)}."
             raise ApiError(errors.CONTEXT_LENGTH_EXCEEDED, reason, param="input")
@@ -104,17 +102,19 @@ class ContextCounter:
             tools = [tool.plain() for tool in request.tools] if request.tools else None
             num_chars = sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools or ()))
             try:
-                return await self._maybe_in_thread(num_chars, lambda: chained(release.counter.chat_ids(messages, tools)))
+                return await self._maybe_in_thread(release, num_chars, lambda: chained(release.counter.chat_ids(messages, tools)))
             except RefusedConversation as error:
                 reason = f"The model's chat template refuses these messages: {error!s:.200}"
                 raise ApiError(errors.INVALID_VALUE, reason, param="messages") from error
         text, ids = request.prompt_text, request.prompt_ids
         if text is None:
             return chained(_check_ids(release, ids or []))
-        return await self._maybe_in_thread(len(text), lambda: chained(release.counter.text_ids(text)))
+        return await self._maybe_in_thread(release, len(text), lambda: chained(release.counter.text_ids(text)))
 
-    async def _maybe_in_thread(self, num_chars: int, count: Callable[[], tuple[int, Chain]]) -> tuple[int, Chain]:
-        return count() if num_chars <= INLINE_CHARS else await self._in_thread(count)
+    async def _maybe_in_thread(
+        self, release: LoadedRelease, num_chars: int, count: Callable[[], tuple[int, Chain]]
+    ) -> tuple[int, Chain]:
+        return count() if num_chars <= release.counter.inline_chars else await self._in_thread(count)
 
     async def _in_thread(self, count: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, count)

@@ -40,6 +40,7 @@ class Metrics:
         self.in_flight = make(Gauge, series.IN_FLIGHT, self._registry)
         self.engines_ready = make(Gauge, series.ENGINES_READY, self._registry)
         self.retries = make(Counter, series.RETRIES, self._registry)
+        self.fast_tokenizer = make(Gauge, series.FAST_TOKENIZER, self._registry)
         self.resumes = make(Counter, series.RESUMES, self._registry)
         self.usage_disputed = make(Counter, series.USAGE_DISPUTED, self._registry)
         self.limiter_fallbacks = make(Counter, series.LIMITER_FALLBACKS, self._registry)
@@ -54,6 +55,7 @@ class Metrics:
                 self.in_flight,
                 self.engines_ready,
                 self.retries,
+                self.fast_tokenizer,
                 self.resumes,
                 self.usage_disputed,
                 self.ttft,

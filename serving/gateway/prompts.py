@@ -18,8 +18,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from serving.gateway.encode import Encoder, encoder_of
+
 Message = Mapping[str, Any]
 """`role`, `content` (a text, or None) and, where they are there, `tool_calls`, `tool_call_id`, `name`."""
+_FAST_INLINE_CHARS = 16_000
+_SLOW_INLINE_CHARS = 2_000
 _PROBE = "probe-of-plain-content"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _DEFAULT_TEMPLATE = "default"
@@ -100,10 +104,15 @@ class ChatTemplate:
 class PromptCounter:
     """Turns prompts of one release into tokens. Safe to use in threads."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoder: Encoder, template: ChatTemplate) -> None:
+        self.why_slow = encoder.why_slow
+        """Why texts are encoded by the slower of two ways; empty where they are not."""
+        self.inline_chars = _SLOW_INLINE_CHARS if encoder.why_slow else _FAST_INLINE_CHARS
+        """A prompt of so many characters may hold up the event loop: about half a millisecond, hashes and template included."""
         self.num_token_ids: int = tokenizer.get_vocab_size(with_added_tokens=True)
         """Token ids run from 0 to one less than this."""
         self._tokenizer = tokenizer
+        self._encode = encoder.encode
         self._template = template
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -125,8 +134,7 @@ class PromptCounter:
         return lambda token_id: stream.step(self._tokenizer, token_id) or ""
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # The batch call lets other threads run meanwhile; the single one holds the interpreter for as long as it takes.
-        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return list(self._encode(text, add_special_tokens))
 
 
 def prompt_counter(tokenizer_json: bytes, tokenizer_config: bytes, chat_template: bytes | None) -> PromptCounter:
@@ -147,7 +155,7 @@ def prompt_counter(tokenizer_json: bytes, tokenizer_config: bytes, chat_template
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = {name: token for name in _SPECIAL_TOKENS if (token := _special_token(config.get(name))) is not None}
-    return PromptCounter(tokenizer, ChatTemplate(source, special))
+    return PromptCounter(tokenizer, encoder_of(tokenizer_json.decode(), tokenizer), ChatTemplate(source, special))
 
 
 def _with_one_system_message(messages: Sequence[Message]) -> Sequence[Message]:

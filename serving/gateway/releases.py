@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 
+from serving.gateway.metrics import Metrics
 from serving.gateway.prompts import PromptCounter, UnusableTemplate, prompt_counter
 from serving.models.documents import FetchError, fetch_manifest
 from serving.models.manifest import ReleaseFile, release_prefix
@@ -99,8 +100,9 @@ class ReleaseReader:
 class ReleaseBook:
     """What is served now, by class, kept fresh by `run`."""
 
-    def __init__(self, reader: ReleaseReader, model_classes: Sequence[str]) -> None:
+    def __init__(self, reader: ReleaseReader, model_classes: Sequence[str], metrics: Metrics) -> None:
         self._reader = reader
+        self._metrics = metrics
         self._model_classes = tuple(model_classes)
         self._loaded: dict[str, LoadedRelease] = {}
         self._complaints: dict[str, str] = {}
@@ -132,5 +134,8 @@ class ReleaseBook:
         loaded = self._loaded.get(model_class)
         if loaded is not None and loaded.release_id == release_id:
             return
-        self._loaded[model_class] = self._reader.load(model_class, release_id)
+        loaded = self._loaded[model_class] = self._reader.load(model_class, release_id)
+        self._metrics.fast_tokenizer.labels(model_class).set(not loaded.counter.why_slow)
+        if loaded.counter.why_slow:
+            log.warning("tokenizer_slow", model=model_class, release_id=release_id, reason=loaded.counter.why_slow)
         log.info("release_loaded", model=model_class, release_id=release_id)

@@ -151,7 +151,7 @@ class Service:
         reader = ReleaseReader(
             dynamodb=clients.near, registry_table=settings.tables.registry, s3=clients.s3, bucket=settings.artifact_bucket
         )
-        releases = ReleaseBook(reader, [model.model_class for model in settings.models])
+        releases = ReleaseBook(reader, [model.model_class for model in settings.models], self.metrics)
         context = ContextCounter(releases)
         limiter = Limiter(settings.cache_url, self.metrics)
         pools: dict[str, Pool] = {model.model_class: Pool(model, self.metrics) for model in settings.models}

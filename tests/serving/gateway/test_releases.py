@@ -15,6 +15,7 @@ from moto import mock_aws
 from tokenizers import Tokenizer
 
 from serving.gateway.messages import Tool
+from serving.gateway.metrics import Metrics
 from serving.gateway.prompts import ChatTemplate, RefusedConversation, UnusableTemplate, prompt_counter
 from serving.gateway.releases import ReleaseBook, ReleaseReader
 from serving.models.manifest import Manifest, ReleaseFile, release_prefix
@@ -64,7 +65,9 @@ def point_at(dynamodb: Any, *weighted: tuple[str, int], revision: int | None = N
 
 def book_of(aws: tuple[Any, Any]) -> ReleaseBook:
     s3, dynamodb = aws
-    return ReleaseBook(ReleaseReader(dynamodb=dynamodb, registry_table=REGISTRY, s3=s3, bucket=BUCKET), ["small"])
+    return ReleaseBook(
+        ReleaseReader(dynamodb=dynamodb, registry_table=REGISTRY, s3=s3, bucket=BUCKET), ["small"], Metrics(["small"])
+    )
 
 
 async def test_the_heaviest_release_is_read_and_followed(aws: tuple[Any, Any], tokenizer_json: bytes) -> None:
@@ -217,3 +220,13 @@ def test_a_template_that_refuses_says_so_in_its_own_words() -> None:
 def test_a_template_that_cannot_be_used_is_found_at_once(source: str) -> None:
     with pytest.raises(UnusableTemplate):
         ChatTemplate(source, {})
+
+
+async def test_a_metric_says_whether_prompts_are_counted_fast(aws: tuple[Any, Any], tokenizer_json: bytes) -> None:
+    s3, dynamodb = aws
+    point_at(dynamodb, (publish(s3, tokenizer_json), 100))
+    metrics = Metrics(["small"])
+    await ReleaseBook(
+        ReleaseReader(dynamodb=dynamodb, registry_table=REGISTRY, s3=s3, bucket=BUCKET), ["small"], metrics
+    ).refresh()
+    assert b'flotilla_fast_tokenizer{model="small"} 1.0' in metrics.render()
