@@ -87,7 +87,7 @@ def test_every_request_gets_one_first_token_no_sooner_than_alone(
 
 @pytest.mark.parametrize("policy", ["ours", "work"])
 def test_the_fluid_model_is_near_the_run_event_by_event(policy: str) -> None:
-    """A quarter of an hour of a rise. The error at full size is in docs/benchmarks.md; this bound keeps it from growing unseen."""
+    """A quarter of an hour of a rise. docs/benchmarks.md has the error at full size; this bound keeps it from growing unseen."""
     bounds, load, goes_by = Bounds(4, 20), Load(diurnal(40, 900, 1)), ScalingPolicy(target_in_flight=48)
     fluid = simulate(policy, contender(policy, goes_by, bounds), load, ENGINE, bounds)
     events = replay(policy, contender(policy, goes_by, bounds), load, ENGINE, bounds)
