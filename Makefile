@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-engines bench-fetch bench-gateway bench-preview preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-preview preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ drill-guardrails: .venv/.flotilla-dev   ## make 200 mistakes in the graphs of pr
 
 drill-metering: .venv/.flotilla-dev   ## kill gateways, tear journals, fail disks and ledgers, and hold every bill against what was received
 	@$(BIN)/python -m tests.drills.drill_metering $(ARGS)
+
+drill-billing: .venv/.flotilla-dev   ## a month of bills with all that goes wrong: late, twice, repriced, tampered with, rebuilt
+	@$(BIN)/python -m tests.drills.drill_billing $(ARGS)
 
 bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
 	@$(BIN)/python tests/bench/bench_fetch.py

@@ -74,8 +74,7 @@ def audit(books: Books, tenants: Sequence[str], from_ms: int, to_ms: int, *, ask
         by_day[row.key.pk].append(row)
     num_sealed = 0
     for tenant in tenants:
-        for day in utc_days(from_ms, to_ms):
-            seals = read_seals(books, tenant, day)
+        for day, seals in read_seals(books, tenant, utc_days(from_ms, to_ms)).items():
             num_sealed += sum(len(seal.leaves) for seal in seals)
             findings += against_seals(f"{tenant}#{day}", by_day[f"{tenant}#{day}"], seals)
     journalled: dict[RowKey, set[bytes]] | None = None

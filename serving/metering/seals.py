@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from serving.metering.books import Books
-from serving.metering.ledger import read_day
+from serving.metering.ledger import NUM_CONNECTIONS, read_day
 from serving.metering.rows import LedgerRow
 
 SEAL_AFTER_H = 6.0
@@ -91,10 +93,20 @@ def next_seal(tenant: str, day: str, rows: Iterable[LedgerRow], before: Sequence
     return Seal(tenant, day, len(before) + 1, leaves, head, sum(row.cost_pico_usd for row in late), now_ms)
 
 
-def read_seals(books: Books, tenant: str, day: str) -> list[Seal]:
-    """The day's seals, in order."""
-    keys = books.keys(f"{PREFIX}{tenant}/{day}/")
-    return [msgspec.msgpack.decode(books.get(key), type=Seal) for key in keys]
+def read_seals(books: Books, tenant: str, days: Sequence[str]) -> dict[str, list[Seal]]:
+    """The seals of each of `days` that has any, in order."""
+    wanted = set(days)
+    prefix = f"{PREFIX}{tenant}/" + (f"{days[0]}/" if len(days) == 1 else "")
+    keys = [key for key in books.keys(prefix) if _day_of(key) in wanted]
+    found: defaultdict[str, list[Seal]] = defaultdict(list)
+    with ThreadPoolExecutor(NUM_CONNECTIONS, "seals") as pool:
+        for key, data in zip(keys, pool.map(books.get, keys), strict=True):
+            found[_day_of(key)].append(msgspec.msgpack.decode(data, type=Seal))
+    return dict(found)
+
+
+def _day_of(key: str) -> str:
+    return key.removeprefix(PREFIX).split("/")[1]
 
 
 def seal_day(books: Books, tenant: str, day: str, now_ms: int) -> Seal | None:
@@ -102,7 +114,8 @@ def seal_day(books: Books, tenant: str, day: str, now_ms: int) -> Seal | None:
     if not may_be_sealed(day, now_ms):
         return None
     for _ in itertools.count():  # ends: each refusal means that another has sealed something
-        seal = next_seal(tenant, day, read_day(books.dynamodb, books.table, tenant, day), read_seals(books, tenant, day), now_ms)
+        before = read_seals(books, tenant, [day]).get(day, [])
+        seal = next_seal(tenant, day, read_day(books.dynamodb, books.table, tenant, day), before, now_ms)
         if seal is None or books.put_once(seal.key, msgspec.msgpack.encode(seal)):
             return seal
     raise AssertionError

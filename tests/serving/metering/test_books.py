@@ -154,7 +154,7 @@ def test_a_late_event_goes_on_from_the_head_and_changes_no_seal(books: Books, re
     assert first is not None and second is not None
     assert (second.number, [leaf.sk for leaf in second.leaves]) == (2, [late.event_id])
     assert second.head == seals.chain(first.head, second.leaves)
-    assert seals.read_seals(books, "acme", DAY) == [first, second]
+    assert seals.read_seals(books, "acme", [DAY]) == {DAY: [first, second]}
     assert faults(books) == []
 
 
