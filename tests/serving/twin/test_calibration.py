@@ -24,6 +24,9 @@ import msgspec
 import pytest
 import zmq
 
+from serving.gateway import resume, validate
+from serving.gateway.prompts import prompt_counter
+from serving.gateway.resume import Transcript
 from serving.kv_events import BlockStored, EventBatch
 from serving.models.conversions import converted, engine_python
 from serving.twin.vocabulary import TEMPLATE, own_files
@@ -44,6 +47,8 @@ CHAT_BODY = {"model": "small", "messages": QUESTION, "max_tokens": 5, "temperatu
 PLAIN_BODY = {"model": "small", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
 COUNTED = {"include_usage": True, "continuous_usage_stats": True}
 LONG = "word " * 300
+GOES_ON = {"prompt": [504, 3575, 282, 4649, 314, 260], "cache_salt": "s", "seed": 7, "return_token_ids": True}
+"""What the gateway asks an engine to go on with."""
 
 
 @dataclass
@@ -172,6 +177,7 @@ STREAMS: list[tuple[str, str, dict[str, Any]]] = [
     ("plain with running counts", PLAIN, {**PLAIN_BODY, "stream_options": COUNTED}),
     ("plain with token ids", PLAIN, {**PLAIN_BODY, "return_token_ids": True}),
     ("plain of token ids", PLAIN, {**PLAIN_BODY, "prompt": [504, 3575, 282, 4649, 314], "stream_options": COUNTED}),
+    ("an answer that goes on", PLAIN, {**PLAIN_BODY, **GOES_ON, "stream_options": COUNTED}),
     ("plain of one token", PLAIN, {**PLAIN_BODY, "max_tokens": 1}),
 ]
 
@@ -287,6 +293,52 @@ def test_answers_of_a_form_are_told_alike(both: tuple[int, int], path: str, body
     real, twin = (ask(port, "POST", path, body) for port in both)
     assert outline(json.loads(twin.text)) == outline(json.loads(real.text))
     assert json.loads(twin.text)["usage"]["prompt_tokens"] == json.loads(real.text)["usage"]["prompt_tokens"]
+
+
+STORIES = ("Tell me about the sea.", "Why is the sky blue?", "Count from one to twenty in words.")
+
+
+@pytest.mark.parametrize("has_stop", [False, True], ids=["to its length", "to a stop string that begins before the break"])
+def test_a_stream_that_broke_goes_on_from_its_token_ids(both: tuple[int, int], has_stop: bool) -> None:
+    """As the gateway does it. Whether a real greedy answer is the same then is measured and told: an engine's arithmetic is not
+    the same for one token after another as for a prompt of many. The twin's is."""
+    folder = converted("smollm2", lambda _: None) / "files"
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    template = files[2].read_bytes() if files[2].is_file() else None
+    counter = prompt_counter(files[0].read_bytes(), files[1].read_bytes(), template)
+    for port, engine in zip(both, ("vLLM", "the twin"), strict=True):
+        identical = []
+        for story in STORIES:
+            chat = {"model": "small", "messages": [{"role": "user", "content": story}], "max_tokens": 24, "temperature": 0}
+            with_ids = {"stream": True, "stream_options": COUNTED, "return_token_ids": True, "cache_salt": "s"}
+            whole = events_of(ask(port, "POST", CHAT, {**chat, **with_ids}))
+            if has_stop:
+                seam = len(text_of(whole[:9]))
+                chat["stop"] = [text_of(whole)[seam - 2 : seam + 4]]
+                whole = events_of(ask(port, "POST", CHAT, {**chat, **with_ids}))
+            request = validate.parse("chat.completions", json.dumps({**chat, "stream": True}).encode(), max_depth=9)
+            transcript = Transcript(request, model="small", max_tokens=24, cache_salt="s", counter=counter)
+            shown = [piece for event in whole[:9] for piece in transcript.record(event)]
+            assert transcript.can_go_on(), "its ids spell what it sent"
+            rest = events_of(ask(port, "POST", resume.PATH, transcript.request()))
+            shown += [piece for event in rest for piece in transcript.go_on(event)]
+            begun, ended = json.loads(shown[0][6:]), json.loads(shown[-2][6:])
+            assert shown[-1] == b"data: [DONE]"
+            assert ended["id"] == begun["id"]
+            assert ended["usage"]["prompt_tokens"] == begun["usage"]["prompt_tokens"]
+            assert ended["usage"]["completion_tokens"] == len(transcript.ids) <= 24
+            identical.append(text_of(shown) == text_of(whole))
+        print(f"{engine}: {sum(identical)} of {len(identical)} greedy answers go on identically")
+        assert engine == "vLLM" or all(identical)
+
+
+def events_of(answer: Answer) -> list[bytes]:
+    return [event.encode() for event in answer.text.split("\n\n") if event]
+
+
+def text_of(events: list[bytes]) -> str:
+    choices = [json.loads(event[6:])["choices"] for event in events if event != b"data: [DONE]"]
+    return "".join(choice[0]["delta"].get("content") or "" for choice in choices if choice)
 
 
 REFUSED: list[tuple[str, str, Any]] = [
