@@ -26,7 +26,8 @@ _FAST_INLINE_CHARS = 16_000
 _SLOW_INLINE_CHARS = 2_000
 _PROBE = "probe-of-plain-content"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-_DEFAULT_TEMPLATE = "default"
+_DEFAULT_TEMPLATE, _TOOLS_TEMPLATE = "default", "tool_use"
+"""By `transformers`' names, which are vLLM's."""
 
 
 class UnusableTemplate(Exception):
@@ -104,7 +105,10 @@ class ChatTemplate:
 class PromptCounter:
     """Turns prompts of one release into tokens. Safe to use in threads."""
 
-    def __init__(self, tokenizer: Tokenizer, encoder: Encoder, template: ChatTemplate) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, encoder: Encoder, template: ChatTemplate, tools_template: ChatTemplate | None = None
+    ) -> None:
+        """`tools_template` is for conversations with tools, where the model has another for them."""
         self.why_slow = encoder.why_slow
         """Why texts are encoded by the slower of two ways; empty where they are not."""
         self.inline_chars = _SLOW_INLINE_CHARS if encoder.why_slow else _FAST_INLINE_CHARS
@@ -114,6 +118,7 @@ class PromptCounter:
         self._tokenizer = tokenizer
         self._encode = encoder.encode
         self._template = template
+        self._tools_template = tools_template or template
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """Token ids of a conversation, the template's own included and, where it shows them, the tools'.
@@ -121,7 +126,8 @@ class PromptCounter:
         Raises:
             RefusedConversation: the template refuses the messages.
         """
-        return self._ids(self._template.render(messages, tools), add_special_tokens=False)
+        template = self._tools_template if tools else self._template
+        return self._ids(template.render(messages, tools), add_special_tokens=False)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself."""
@@ -145,7 +151,8 @@ def prompt_counter(tokenizer_json: bytes, tokenizer_config: bytes, chat_template
         ValueError: the tokenizer or its configuration cannot be read.
     """
     config = json.loads(tokenizer_config)
-    source = chat_template.decode() if chat_template is not None else _inline_template(config.get("chat_template"))
+    sources = {_DEFAULT_TEMPLATE: chat_template.decode()} if chat_template is not None else _inline_templates(config)
+    source, tools_source = sources.get(_DEFAULT_TEMPLATE), sources.get(_TOOLS_TEMPLATE)
     if source is None:
         raise UnusableTemplate("the release has no chat template")
     try:
@@ -155,7 +162,9 @@ def prompt_counter(tokenizer_json: bytes, tokenizer_config: bytes, chat_template
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = {name: token for name in _SPECIAL_TOKENS if (token := _special_token(config.get(name))) is not None}
-    return PromptCounter(tokenizer, encoder_of(tokenizer_json.decode(), tokenizer), ChatTemplate(source, special))
+    encoder = encoder_of(tokenizer_json.decode(), tokenizer)
+    tools_template = ChatTemplate(tools_source, special) if tools_source is not None else None
+    return PromptCounter(tokenizer, encoder, ChatTemplate(source, special), tools_template)
 
 
 def _with_one_system_message(messages: Sequence[Message]) -> Sequence[Message]:
@@ -171,12 +180,12 @@ def _with_one_system_message(messages: Sequence[Message]) -> Sequence[Message]:
     return [{"role": "system", "content": "\n\n".join(contents)}, *others]
 
 
-def _inline_template(value: Any) -> str | None:
-    """`chat_template` of a tokenizer configuration: a text, or a list of named ones."""
+def _inline_templates(config: Mapping[str, Any]) -> dict[str, str]:
+    """`chat_template` of a tokenizer configuration, a text or a list of named ones, by name."""
+    value = config.get("chat_template")
     if isinstance(value, list):
-        named = {entry["name"]: entry["template"] for entry in value}
-        value = named.get(_DEFAULT_TEMPLATE)
-    return value if isinstance(value, str) else None
+        return {entry["name"]: entry["template"] for entry in value}
+    return {_DEFAULT_TEMPLATE: value} if isinstance(value, str) else {}
 
 
 def _special_token(value: Any) -> str | None:

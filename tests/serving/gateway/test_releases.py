@@ -126,7 +126,7 @@ def test_a_chat_is_counted_with_its_template_and_without_added_tokens(tokenizer_
 
 def test_a_template_may_stand_in_the_tokenizers_configuration(tokenizer_json: bytes) -> None:
     plain = {"chat_template": CHAT_TEMPLATE, "eos_token": {"content": "<|im_end|>"}}
-    named = {"chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]}
+    named = {"chat_template": [{"name": "rag", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]}
     counts = [
         prompt_counter(tokenizer_json, json.dumps(config).encode(), None).chat_ids([{"role": "user", "content": "Hi"}])
         for config in (plain, named)
@@ -166,6 +166,13 @@ def test_blocks_are_trimmed_and_json_is_written_as_the_engine_does() -> None:
         ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "u", "content": "é<"}])
         == '<s>{"role": "u", "content": "é<"}\n'
     )
+
+
+def test_a_template_for_tools_is_used_for_conversations_with_tools_alone(tokenizer_json: bytes) -> None:
+    named = [{"name": "default", "template": CHAT_TEMPLATE}, {"name": "tool_use", "template": CHAT_TEMPLATE + "tools!"}]
+    counter = prompt_counter(tokenizer_json, json.dumps({"chat_template": named}).encode(), None)
+    plain, with_tools = (counter.chat_ids([{"role": "user", "content": "Hi"}], tools) for tools in (None, [{"type": "function"}]))
+    assert plain == with_tools[: len(plain)] != with_tools
 
 
 TOOLS_TEMPLATE = (
