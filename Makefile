@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-preview preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-engine bench-preview preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ bench-gateway: .venv/.flotilla-dev .peers/rust/.installed .peers/litellm/.instal
 
 .peers/%/.installed: tests/bench/peers-%.txt .venv/.flotilla-base
 	@$(BIN)/uv venv --quiet --clear --python $(PYTHON) .peers/$* && $(BIN)/uv pip install --quiet --python .peers/$*/bin/python -r $< && touch $@
+
+bench-engine: setup .venv/.flotilla-dev   ## prefixes, batches and tokens on the real vLLM; ARGS=--write puts it into docs/benchmarks.md
+	@$(BIN)/python tests/bench/bench_engine.py $(ARGS)
 
 bench-preview: .venv/.flotilla-dev   ## how long a preview of every stack takes; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_preview.py $(ARGS)
