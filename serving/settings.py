@@ -115,6 +115,9 @@ class JournalSettings(_Frozen):
     """Shipped segments stay on the volume this long, to rebuild the archive from."""
 
 
+MAX_WORKERS = 64
+
+
 class GatewaySettings(_Frozen):
     """All that a gateway pod (the gateway and its shipper) of one region needs to know."""
 
@@ -138,6 +141,8 @@ class GatewaySettings(_Frozen):
     drain_s: Seconds = 30.0
     scaling_every_s: Seconds = 15.0
     """How often the leader looks at engines and decides."""
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1
+    """Processes that serve in one pod, each as a gateway of its own. One to a core: an event loop uses no more."""
 
 
 class EngineSettings(_Frozen):

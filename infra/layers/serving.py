@@ -242,6 +242,7 @@ def _gateway_settings(
         journal=JournalSettings(seal_after_s=program.config.gateway.usage_ships_after_s),
         drain_s=stop.drain_s,
         scaling_every_s=program.config.gateway.scaling_every_s,
+        workers=program.config.gateway.workers,
     )
 
 

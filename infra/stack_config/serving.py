@@ -63,6 +63,11 @@ class GatewayConfig(Frozen):
     """Usage is sealed for the archive and the ledger after this long; shorter is fresher, and makes more objects."""
     host_ports: HostPorts | None = None
 
+    @property
+    def workers(self) -> int:
+        """Processes that serve in one gateway: one to a whole core of `resources`, at least one."""
+        return max(1, int(self.resources.cpu)) if self.resources.cpu.isdigit() else 1
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:

@@ -1,10 +1,12 @@
-"""The gateway's process: `python -m serving.gateway`.
+"""The gateway's process: `python -m serving.gateway [--workers N]`.
 
 Environment: FLOTILLA_SETTINGS_FILE (GatewaySettings), FLOTILLA_JOURNAL_DIR, FLOTILLA_POD_NAME, FLOTILLA_POD_IP;
 FLOTILLA_ENDPOINTS_DIR where engines are found in files, AWS_ENDPOINT_URL for an emulated AWS.
 
 Two servers share one event loop: the public API on port 8080, operations and the admin API on 8081. Operations answer from
-the first second, the public port when everything is there.
+the first second, the public port when everything is there. With several workers (`workers.py`) all accept on the one public
+socket and each is a gateway with a journal of its own, named after pod and worker in the pod's directory; worker 0 has the
+operations port, and its metrics are everybody's (`worker_metrics.py`).
 
 SIGTERM: not ready any more; no new connections; what runs has `drain_s` to finish and is then cut, told so, and billed for
 what had arrived; the journal is sealed; exit 0. (Before SIGTERM, Kubernetes' preStop has let the address be forgotten.)
@@ -12,6 +14,7 @@ what had arrived; the journal is sealed; exit 0. (Before SIGTERM, Kubernetes' pr
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import math
@@ -20,7 +23,10 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +35,15 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.gateway.accept import Room, max_connections, max_open_files
 from serving.gateway.client_http import client_protocol
 from serving.gateway.ops import build_ops_app
 from serving.gateway.service import Service
+from serving.gateway.workers import Workers
 from serving.metering.segment_writer import JournalUnavailable
 from serving.metering.segments import JournalLocked
 from serving.process import Server, configure_logs, refuse
-from serving.settings import GatewaySettings, SettingsError, load
+from serving.settings import MAX_WORKERS, GatewaySettings, SettingsError, load
 
 HTTP_PORT, OPS_PORT = 8080, 8081
 KEEP_ALIVE_S = 640
@@ -53,33 +61,72 @@ class Refusal(Exception):
     """The process cannot do its work as it was started; the message is for whoever started it."""
 
 
-async def serve(settings: GatewaySettings, service: Service, host: str) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Which worker this process is, and where it listens."""
+
+    number: int
+    http: socket.socket
+    """Shared by all workers."""
+    ops: socket.socket | Path
+    """Worker 0's port, or a socket of a worker's own for worker 0 to read its metrics from."""
+    others: Mapping[int, Path]
+    """The sockets that worker 0 reads."""
+
+
+class PublicServer(Server):
+    """The public port: listens while there is room."""
+
+    def __init__(self, config: uvicorn.Config, room: Room, listening: socket.socket) -> None:
+        super().__init__(config)
+        self._room = room
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, on copies of the one socket."""
+        await super().startup(sockets=[])
+        await self._room.open(self._listening, self._listen, self.servers)
+
+    def stop_listening(self) -> None:
+        """End as soon as nothing is served; the socket is given up."""
+        self.should_exit = True
+        self._room.close()
+        self._listening.close()
+
+    async def _listen(self, listening: socket.socket) -> asyncio.Server:
+        kind: Any = self.config.http_protocol_class
+        protocol = partial(kind, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return await asyncio.get_running_loop().create_server(protocol, sock=listening, backlog=BACKLOG)
+
+
+async def serve(settings: GatewaySettings, service: Service, place: Place) -> None:
     """Run until SIGTERM or SIGINT, then drain.
 
     Raises:
-        Refusal: a port is taken, or usage cannot be recorded.
+        Refusal: usage cannot be recorded.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    http_socket, ops_socket = _bind(host, HTTP_PORT), _bind(host, OPS_PORT)
-    ops = _server(build_ops_app(settings, service), drain_s=1)
-    ops_task = asyncio.create_task(ops.serve(sockets=[ops_socket]))
+    is_shared = not isinstance(place.ops, Path)
+    ops = Server(_config(build_ops_app(settings, service, place.others), 1, uds=None if is_shared else str(place.ops)))
+    ops_task = asyncio.create_task(ops.serve(sockets=None if isinstance(place.ops, Path) else [place.ops]))
     try:
         if await _start(service, stop):
             _spare_the_collector()
-            http = _server(service.app, settings.drain_s, client_protocol(service.run))
-            http_task = asyncio.create_task(http.serve(sockets=[http_socket]))
+            room = Room(max_connections(max_open_files()))
+            config = _config(service.app, settings.drain_s, http=client_protocol(service.run, room))
+            http = PublicServer(config, room, place.http)
+            http_task = asyncio.create_task(http.serve())
             await asyncio.wait([asyncio.create_task(stop.wait()), http_task, ops_task], return_when=asyncio.FIRST_COMPLETED)
             log.info("draining", drain_s=settings.drain_s)
             service.is_draining = True
-            http.should_exit = True
+            http.stop_listening()
             await http_task
     finally:
         await service.stop()
         ops.should_exit = True
         await ops_task
-        http_socket.close()
     log.info("stopped")
 
 
@@ -107,10 +154,13 @@ def _spare_the_collector() -> None:
     gc.set_threshold(GC_AFTER_ALLOCATIONS)
 
 
-def _server(app: Any, drain_s: float, protocol: type[asyncio.Protocol] = HttpToolsProtocol) -> Server:
-    config = uvicorn.Config(
+def _config(
+    app: Any, drain_s: float, *, http: type[asyncio.Protocol] = HttpToolsProtocol, uds: str | None = None
+) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        http=protocol,
+        uds=uds,
+        http=http,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -121,7 +171,6 @@ def _server(app: Any, drain_s: float, protocol: type[asyncio.Protocol] = HttpToo
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(drain_s),
     )
-    return Server(config)
 
 
 def _allow_open_files() -> None:
@@ -147,26 +196,47 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def main(env: Mapping[str, str] = os.environ) -> int:
+def _work(settings: GatewaySettings, env: Mapping[str, str], place: Place) -> int:
+    """One worker's life; its exit code."""
+    endpoints_dir = env.get("FLOTILLA_ENDPOINTS_DIR")
+    service = Service(
+        settings,
+        gateway=f"{env['FLOTILLA_POD_NAME']}-{place.number}",
+        journal_dir=Path(env["FLOTILLA_JOURNAL_DIR"]),
+        endpoints_dir=Path(endpoints_dir) if endpoints_dir else None,
+    )
+    try:
+        uvloop.run(serve(settings, service, place))
+    except Refusal as error:
+        return refuse("gateway", str(error))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> int:
     """Exit code of the process: 2 where its environment, settings, ports or journal do not fit."""
+    parser = argparse.ArgumentParser(prog="python -m serving.gateway")
+    parser.add_argument("--workers", type=int, metavar="N", choices=range(1, MAX_WORKERS + 1), help="instead of the settings'")
+    given = parser.parse_args(arguments)
     configure_logs()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one prompt at a time: the library's own threads only cost a switch
     try:
         settings = load(GatewaySettings, Path(env["FLOTILLA_SETTINGS_FILE"]))
+        host = env["FLOTILLA_POD_IP"]
+        for needed in ("FLOTILLA_POD_NAME", "FLOTILLA_JOURNAL_DIR"):
+            env[needed]
         _allow_open_files()
-        endpoints_dir = env.get("FLOTILLA_ENDPOINTS_DIR")
-        service = Service(
-            settings,
-            gateway=env["FLOTILLA_POD_NAME"],
-            journal_dir=Path(env["FLOTILLA_JOURNAL_DIR"]),
-            endpoints_dir=Path(endpoints_dir) if endpoints_dir else None,
-        )
-        uvloop.run(serve(settings, service, env["FLOTILLA_POD_IP"]))
+        http, ops = _bind(host, HTTP_PORT), _bind(host, OPS_PORT)
     except KeyError as error:
         return refuse("gateway", f"{error.args[0]} is not set")
     except (SettingsError, Refusal) as error:
         return refuse("gateway", str(error))
-    return 0
+    num = given.workers or settings.workers
+    if num == 1:
+        return _work(settings, env, Place(0, http, ops, {}))
+    with tempfile.TemporaryDirectory(prefix="flotilla-gateway-") as folder:
+        own = {number: Path(folder) / f"worker-{number}" for number in range(1, num)}
+        places = [Place(0, http, ops, own), *(Place(number, http, path, {}) for number, path in own.items())]
+        return Workers(num, lambda number: _work(settings, env, places[number]), on_stop=http.close).run()
 
 
 if __name__ == "__main__":

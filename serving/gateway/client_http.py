@@ -20,6 +20,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.gateway import errors
+from serving.gateway.accept import Room
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import (
     BODY_TIMEOUT_S,
@@ -230,8 +231,9 @@ class DirectExchange:
 class ClientProtocol(HttpToolsProtocol):
     """A client's connection. `run` serves what generates; uvicorn's application serves the rest."""
 
-    def __init__(self, *given: Any, run: Run, **named: Any) -> None:
+    def __init__(self, *given: Any, run: Run, room: Room, **named: Any) -> None:
         super().__init__(*given, **named)
+        self._room = room
         self.cycle: Any = None
         """The latest request: an exchange, or a cycle of uvicorn's."""
         self._run = run
@@ -250,11 +252,13 @@ class ClientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected; it has as long to begin as it has between requests."""
         super().connection_made(transport)
+        self._room.entered()
         self._due_s = self.loop.time() + self.timeout_keep_alive
         self._timer = self.loop.call_later(_CHECK_S, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, whichever of its requests is being served."""
+        self._room.left()
         if self._timer is not None:
             self._timer.cancel()
         active, self._active = self._active, None
@@ -407,6 +411,6 @@ def _head_fault(names: list[bytes], is_http_10: bool) -> str | None:
     return None if b"host" in names else "A request has a `Host`."
 
 
-def client_protocol(run: Run) -> type[asyncio.Protocol]:
+def client_protocol(run: Run, room: Room) -> type[asyncio.Protocol]:
     """What uvicorn makes a connection's protocol of, as its `http` setting."""
-    return cast("type[asyncio.Protocol]", partial(ClientProtocol, run=run))
+    return cast("type[asyncio.Protocol]", partial(ClientProtocol, run=run, room=room))

@@ -6,12 +6,15 @@ still gives honest answers, and taking it out of service would only hide them.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from serving.gateway import http_errors
+from serving.gateway import http_errors, worker_metrics
 from serving.gateway.admin import AdminParts, build_router
 from serving.gateway.metrics import Metrics
 from serving.metrics import CONTENT_TYPE
@@ -30,8 +33,8 @@ class Health(Protocol):
         """What the admin API works on; None until the gateway has started."""
 
 
-def build_ops_app(settings: GatewaySettings, health: Health) -> FastAPI:
-    """The ops port's application."""
+def build_ops_app(settings: GatewaySettings, health: Health, others: Mapping[int, Path]) -> FastAPI:
+    """The ops port's application; `others` are the sockets of the workers beside this one, by number."""
     app = FastAPI(title="Flotilla gateway operations", version="1", redoc_url=None)
     http_errors.install(app)
 
@@ -46,7 +49,12 @@ def build_ops_app(settings: GatewaySettings, health: Health) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(health.metrics.render(), media_type=CONTENT_TYPE)
+        own = health.metrics.render()
+        if not others:
+            return Response(own, media_type=CONTENT_TYPE)
+        answers = await asyncio.gather(*map(worker_metrics.ask, others.values()))
+        texts = {0: own.decode(), **{number: text for number, text in zip(others, answers, strict=True) if text is not None}}
+        return Response(worker_metrics.merged(texts), media_type=CONTENT_TYPE)
 
     app.include_router(build_router(settings, health.admin_parts))
     return app

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from serving.gateway import keys
+from serving.gateway.accept import Room
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
 from serving.gateway.client_http import client_protocol
@@ -517,7 +518,7 @@ async def running_gateway(
         await engine.start()
     pools["small"].update([engine.endpoint for engine in engines])
     bound = socket.create_server(("127.0.0.1", 0))
-    protocol = client_protocol(pipeline.run) if has_fast_path else HttpToolsProtocol
+    protocol = client_protocol(pipeline.run, Room(1000)) if has_fast_path else HttpToolsProtocol
     config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, access_log=False, proxy_headers=False)
     config.load()
     state = ServerState()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from serving.gateway import client_http
+from serving.gateway.accept import Room
 from serving.gateway.client_http import MAX_HEAD_BYTES, ClientProtocol, client_protocol
 from serving.gateway.exchange import BodyBroken, BodyTooLarge, ClientGone, Exchange
 
@@ -61,7 +62,7 @@ class Server:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         config = uvicorn.Config(
-            self.other, http=client_protocol(self.run), log_config=None, interface="asgi3", proxy_headers=False
+            self.other, http=client_protocol(self.run, Room(1000)), log_config=None, interface="asgi3", proxy_headers=False
         )
         config.load()
         protocol: Any = config.http_protocol_class
