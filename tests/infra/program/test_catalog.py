@@ -45,8 +45,9 @@ def test_models_with_gpus_promise_the_context_window_that_is_required() -> None:
 
 def test_arguments_are_written_as_the_engine_reads_them() -> None:
     assert load_catalog().models["smollm2-135m-instruct"].engine_arguments() == (
-        "--disable-uvicorn-access-log", "--no-enable-log-requests", "--enable-prefix-caching", "--enable-prompt-tokens-details",
-        "--enforce-eager", "--max-model-len", "8192", "--max-num-seqs", "8",
+        "--disable-uvicorn-access-log", "--enable-auto-tool-choice", "--no-enable-log-requests", "--enable-prefix-caching",
+        "--enable-prompt-tokens-details", "--enforce-eager", "--max-model-len", "8192", "--max-num-seqs", "8",
+        "--tool-call-parser", "hermes",
     )  # fmt: skip
 
 
