@@ -51,6 +51,12 @@ FAST_TOKENIZER = Series(
     ("model",),
     "1 where the fast tokenizer counts prompts; 0 where the slow one does, or not yet.",
 )
+HEDGES = Series(
+    "flotilla_hedges_total",
+    "counter",
+    ("model", "first"),
+    "Requests asked at a second engine while the first had not begun, by which of them answered first: it is one or two.",
+)
 USAGE_DISPUTED = Series(
     "flotilla_usage_disputed_total", "counter", ("model",), "Requests whose engine sent no token counts, or impossible ones."
 )

@@ -139,6 +139,8 @@ class GatewaySettings(_Frozen):
     key_cache_s: Seconds = 3.0
     """A verified key is trusted this long before it is read again: the bound on revocation."""
     drain_s: Seconds = 30.0
+    hedging: bool = False
+    """A request that waits for its first token for longer than 95 of 100 do is asked at a second engine too."""
     scaling_every_s: Seconds = 15.0
     """How often the leader looks at engines and decides."""
     workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1

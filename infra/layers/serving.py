@@ -241,6 +241,7 @@ def _gateway_settings(
         models=tuple(_served_model(program, model_class) for model_class in sorted(environment.models)),
         journal=JournalSettings(seal_after_s=program.config.gateway.usage_ships_after_s),
         drain_s=stop.drain_s,
+        hedging=program.config.gateway.hedging,
         scaling_every_s=program.config.gateway.scaling_every_s,
         workers=program.config.gateway.workers,
     )

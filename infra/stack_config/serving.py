@@ -55,6 +55,9 @@ class GatewayConfig(Frozen):
     """Requests in one gateway above which another is added. A stream of 211 tokens costs it about 13 ms of CPU (3.1 ms per 51
     chunks, measured on one machine) over some 6 s, so that one event loop is half busy with 250 of them."""
     resources: Resources = Resources(cpu="1", memory="1Gi")
+    hedging: bool = False
+    """A request that waits for its first token for longer than 95 of 100 do is asked at a second engine too: a shorter tail for
+    some more prefill, within the budget for retries."""
     scaling_every_s: Annotated[float, Field(ge=0.5, le=60)] = 15
     """How often the leader among gateways decides how many engines there should be."""
     shipper_resources: Resources = Resources(cpu="100m", memory="256Mi")

@@ -19,7 +19,7 @@ LONGEST_EJECTION_S = 60.0
 SILENT_S = 3.0
 """A probe without an answer, and at least so long without a token."""
 _PREFILLS = 2.0
-_STEP_TOKENS = 2048
+STEP_TOKENS = 2048
 """Somebody else's prompt may hold ours up for a step of this many tokens (vLLM's default `max_num_batched_tokens`)."""
 _MIN_SAMPLE_TOKENS = 256
 """Shorter prompts tell of overheads, not of speed."""
@@ -56,7 +56,7 @@ class PrefillSpeed:
         ever while its speed is not known. At 1,000 tokens/s and 952 waiting: 2 x (952 + 2,048) / 1,000 = 6 s."""
         if self.tokens_per_s is None:
             return math.inf
-        return max(SILENT_S, _PREFILLS * (waiting_tokens + _STEP_TOKENS) / self.tokens_per_s)
+        return max(SILENT_S, _PREFILLS * (waiting_tokens + STEP_TOKENS) / self.tokens_per_s)
 
 
 class RetryBudget:

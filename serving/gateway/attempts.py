@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -20,9 +23,10 @@ from serving.gateway.calls import Call
 from serving.gateway.dispatch import Dispatcher, EngineFailed, EngineLost, Source, Upstream
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import ClientGone, Exchange
+from serving.gateway.hedge import first_of
 from serving.gateway.metrics import Metrics
 from serving.gateway.resume import Recorded, Totals, Transcript
-from serving.gateway.route import Engine, Pool
+from serving.gateway.route import Engine, Pool, Seat
 from serving.gateway.settle import Meter
 from serving.gateway.stream import Sink, relay
 from serving.gateway.watch import Cause, Interrupted, Watch
@@ -196,16 +200,52 @@ class _Serving:
             self.meter.asked(seat.engine.endpoint.name, seat.reason, asyncio.get_running_loop().time())
             self.watch.asking()
             try:
-                asked = self.dispatcher.send(seat, order.path, order.body, self.call.request_id, self.call.trace)
-                self.upstream = await asked
+                self.upstream = await self._first_event(seat, order, failed)
                 return self.upstream
             except EngineFailed as error:
                 self.failed(error, has_broken_off=error.has_broken_off)
-                failed.append(seat.engine)
+                failed.append(self.call.seat.engine)
                 failure = error
                 if num_failures == MAX_ATTEMPTS or not self.pool.retries.retry():
                     raise error.answer() from error
         raise AssertionError("counting ends")
+
+    async def _first_event(self, seat: Seat, order: Order, failed: list[Engine]) -> Upstream:
+        """The answer of the engine at `seat`; or, where hedging is on and that one takes longer than nearly all do, of another.
+
+        Raises:
+            EngineFailed, ApiError: as `Dispatcher.send` says. The call's seat is the one at which the last engine failed.
+        """
+
+        def asked(at: Seat) -> Coroutine[Any, Any, Upstream]:
+            return self.dispatcher.send(at, order.path, order.body, self.call.request_id, self.call.trace)
+
+        if math.isinf(seat.hedge_after_s):
+            return await asked(seat)
+        seats = [seat]
+
+        def second() -> Coroutine[Any, Any, Upstream] | None:
+            if len(self.pool.engines) < 2 or not self.pool.retries.retry():
+                return None
+            try:
+                other = self.pool.take(order.prompt_tokens, order.chain, [*failed, seat.engine])
+            except ApiError:
+                return None
+            seats.append(other)
+            self.meter.asked(other.engine.endpoint.name, other.reason, asyncio.get_running_loop().time())
+            return asked(other)
+
+        def lost(number: int, error: EngineFailed) -> None:
+            self.call.seat = seats[number]
+            self.failed(error, has_broken_off=error.has_broken_off)
+            failed.append(seats[number].engine)
+            self.call.seat = seats[1 - number]
+
+        number, upstream = await first_of(asked(seat), seat.hedge_after_s, second, lost)
+        self.call.seat = seats[number]
+        if len(seats) > 1:
+            self.metrics.hedges.labels(self.call.model, ("one", "two")[number]).inc()
+        return upstream
 
     def failed(self, reason: Exception, *, is_suspect: bool = True, has_broken_off: bool = False) -> None:
         """The engine asked last did not keep its side. A suspect is passed over for a while; one that broke off may have died of

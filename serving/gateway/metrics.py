@@ -42,6 +42,7 @@ class Metrics:
         self.retries = make(Counter, series.RETRIES, self._registry)
         self.fast_tokenizer = make(Gauge, series.FAST_TOKENIZER, self._registry)
         self.resumes = make(Counter, series.RESUMES, self._registry)
+        self.hedges = make(Counter, series.HEDGES, self._registry)
         self.usage_disputed = make(Counter, series.USAGE_DISPUTED, self._registry)
         self.limiter_fallbacks = make(Counter, series.LIMITER_FALLBACKS, self._registry)
         self.journal_commit = self._histogram(series.JOURNAL_COMMIT, _COMMIT_S)
@@ -51,6 +52,8 @@ class Metrics:
         self._registry.register(self.exported)
         self.first_tokens = FirstTokens(model_classes)
         for model_class in model_classes:
+            for first in ("one", "two"):
+                self.hedges.labels(model_class, first)
             for metric in (
                 self.in_flight,
                 self.engines_ready,

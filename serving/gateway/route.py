@@ -7,11 +7,13 @@ time in a row; then it starts slowly. Discovery will say whether it is gone.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
 
 from policies.routing.cache_events import EngineCache
 from policies.routing.choice import Replica, choose, fade
+from policies.routing.hedging import FirstTokenTimes
 from policies.routing.prefix_index import MAX_ENTRIES, Chain, PrefixIndex
 from policies.routing.ring import Ring
 from policies.routing.suspicion import PrefillSpeed, Quarantine, RetryBudget, ejection_s
@@ -63,7 +65,15 @@ class Engine:
 class Seat:
     """A place at an engine, held until released."""
 
-    def __init__(self, engine: Engine, speed: PrefillSpeed, prompt_tokens: int, uncached_tokens: int, reason: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        speed: PrefillSpeed,
+        prompt_tokens: int,
+        uncached_tokens: int,
+        reason: str,
+        times: FirstTokenTimes | None = None,
+    ) -> None:
         self.engine = engine
         self.reason = reason
         """Why it was chosen."""
@@ -71,6 +81,7 @@ class Seat:
         self.on_stall: Callable[[], None] | None = None
         """Called when the engine stalls and the request can be asked elsewhere."""
         self._speed = speed
+        self._times = times
         self._uncached_tokens = uncached_tokens
         self._is_held = True
         self._taken_s = asyncio.get_running_loop().time()
@@ -86,8 +97,15 @@ class Seat:
         self.engine.heard_s = now_s
         if self in self.engine.waiting:
             self._speed.saw(self._work_tokens, now_s - self._taken_s)
+            if self._times is not None:
+                self._times.saw(self._work_tokens, now_s - self._taken_s)
             self.engine.num_failures = 0
             self._computed()
+
+    @property
+    def hedge_after_s(self) -> float:
+        """How long to wait for the first event before another engine is asked as well."""
+        return math.inf if self._times is None else self._times.hedge_after_s(self._work_tokens)
 
     def release(self) -> None:
         """Give the place up; a second time changes nothing."""
@@ -116,8 +134,9 @@ class Seat:
 class Pool:
     """The engines of one class."""
 
-    def __init__(self, model: ServedModel, metrics: Metrics) -> None:
+    def __init__(self, model: ServedModel, metrics: Metrics, *, is_hedging: bool = False) -> None:
         self.speed = PrefillSpeed()
+        self.times = FirstTokenTimes() if is_hedging else None
         self.retries = RetryBudget()
         self.quarantine = Quarantine()
         self._model = model
@@ -182,7 +201,7 @@ class Pool:
             engine = self._places[choice.index]
             assert engine is not None
             self._index.add(1 << choice.index, chain)
-            return Seat(engine, self.speed, prompt_tokens, choice.uncached_tokens, choice.reason)
+            return Seat(engine, self.speed, prompt_tokens, choice.uncached_tokens, choice.reason, self.times)
         name = self._model.model_class
         if choice.reason == "all_full":
             raise ApiError(errors.OVERLOADED, f"All engines of `{name}` are busy.", retry_after_s=FULL_RETRY_S)

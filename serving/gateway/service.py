@@ -154,7 +154,9 @@ class Service:
         releases = ReleaseBook(reader, [model.model_class for model in settings.models], self.metrics)
         context = ContextCounter(releases)
         limiter = Limiter(settings.cache_url, self.metrics)
-        pools: dict[str, Pool] = {model.model_class: Pool(model, self.metrics) for model in settings.models}
+        pools: dict[str, Pool] = {
+            model.model_class: Pool(model, self.metrics, is_hedging=settings.hedging) for model in settings.models
+        }
         dispatcher = Dispatcher(settings.timeouts.connect_s)
         self._parts = authenticator, context, limiter, dispatcher
         self._pipeline = Pipeline(

@@ -494,7 +494,7 @@ async def running_gateway(
     releases = OneRelease(LoadedRelease(RELEASE_ID, WINDOW, counter))
     authenticator = Authenticator(key_book.find_key, pepper=PEPPER, salt_secret=SALT, key_cache_s=settings.key_cache_s)
     models_, context, limiter = Models(settings.models), ContextCounter(releases), Limiter(settings.cache_url, metrics)
-    pools = {model.model_class: Pool(model, metrics) for model in settings.models}
+    pools = {model.model_class: Pool(model, metrics, is_hedging=settings.hedging) for model in settings.models}
     await limiter.warm_up()
     dispatcher = Dispatcher(settings.timeouts.connect_s)
     pipeline = Pipeline(

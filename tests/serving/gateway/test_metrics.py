@@ -14,7 +14,7 @@ from serving.metering.journal import Commit
 
 OURS = (
     series.REQUESTS, series.ERRORS, series.TTFT, series.TPOT, series.REQUEST_SECONDS, series.TOKENS, series.IN_FLIGHT,
-    series.ENGINES_READY, series.RETRIES, series.RESUMES, series.USAGE_DISPUTED, series.LIMITER_FALLBACKS,
+    series.ENGINES_READY, series.RETRIES, series.RESUMES, series.USAGE_DISPUTED, series.HEDGES, series.LIMITER_FALLBACKS,
     series.JOURNAL_COMMIT, series.JOURNAL_HEALTHY, series.OPEN_EVENTS, series.FAST_TOKENIZER,
 )  # fmt: skip
 
