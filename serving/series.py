@@ -82,6 +82,12 @@ OLDEST_UNSHIPPED = Series("flotilla_usage_oldest_unshipped_seconds", "gauge", ()
 LEDGER_ROWS = Series(
     "flotilla_ledger_rows_total", "counter", ("result",), "Ledger puts; result is written, present, conflict or failed."
 )
+UNEXPLAINED_TOKENS = Series(
+    "flotilla_usage_unexplained_tokens_total",
+    "counter",
+    ("kind",),
+    "Tokens by which engines' counters and bills differ beyond what is explained; kind is input or output.",
+)
 SEGMENTS = Series(
     "flotilla_usage_segments_total",
     "counter",

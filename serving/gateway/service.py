@@ -28,6 +28,7 @@ from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
 from serving.gateway.discovery import DnsSource, FileSource, Source, watch
 from serving.gateway.dispatch import Dispatcher
+from serving.gateway.engine_counter import EngineCounter
 from serving.gateway.engine_watch import watch_engines
 from serving.gateway.exchange import Exchange
 from serving.gateway.limits import Limiter
@@ -191,6 +192,8 @@ class Service:
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))
             self._tasks.append(asyncio.create_task(watch_caches(pools[model.model_class])))
+        counter = EngineCounter(clients.s3, settings.archive_bucket, settings.region, pools)
+        self._tasks.append(asyncio.create_task(counter.run()))
         usage = partial(usage_report, clients.near, settings.tables.ledger)
         self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health, usage)
         log.info("started", gateway=self._gateway, region=settings.region)

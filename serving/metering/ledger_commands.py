@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +17,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from policies.billing.reconciliation import Life
 from policies.billing.tariffs import ListPrice, PriceList
 from serving.errors import UserError
 from serving.gateway import admin_client
 from serving.metering.audit import Audit, audit
 from serving.metering.books import Books
+from serving.metering.engine_counts import reconcile_hour
 from serving.metering.exporting import Sink, export
 from serving.metering.ledger import PutResult, create_table, put_rows, read_rows
 from serving.metering.report import format_usd, parse_month, parse_since
@@ -135,16 +137,48 @@ def replay(
     env: Env = LOCAL,
 ) -> None:
     """Put the rows of an archived hour into the ledger again. What is there stays as it is, so this changes no total."""
-    try:
-        datetime.strptime(hour, "%Y-%m-%dT%H")
-    except ValueError as error:
-        raise UserError(f"{hour!r} is no hour", "write it as 2026-11-24T09, in UTC") from error
+    _check_hour(hour)
     books = Books.of(load_target(env), region)
     results: Counter[PutResult] = Counter()
     for _, segment in books.segments(region=source_region, hour=hour):
         results += put_rows(books.dynamodb, books.table, rows_of(segment))
     typer.echo(msgspec.json.encode(_counts(results)) if as_json else f"{_sentence(results)} in {books.table}")
     if results[PutResult.CONFLICT]:
+        raise typer.Exit(1)
+
+
+@ledger_app.command("reconcile")
+def reconcile(
+    hour: Annotated[str, typer.Argument(metavar="HOUR", help="UTC hour, such as 2026-11-24T09.")],
+    region: Annotated[str | None, typer.Option(help="Whose engines; the home region's if left out.")] = None,
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Compare what each engine counted in an hour with what was billed of it, and say what explains a difference.
+
+    Exit code 1 where something is not explained. Shippers do this of every hour by themselves, 15 minutes after its end.
+    """
+    _check_hour(hour)
+    target = load_target(env)
+    name, _ = target.region(region)
+    found = reconcile_hour(Books.of(target, name), name, hour)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    else:
+        columns = [
+            "engine",
+            "looked at (UTC)",
+            "requests",
+            "input counted",
+            "billed",
+            "output counted",
+            "billed",
+            "",
+            "explained by",
+        ]
+        _print_table(columns, [_life(life) for life in found.lives])
+        typer.echo(f"{len(found.lives)} lives of engines in {found.hour}, {name}")
+    if not found.holds:
         raise typer.Exit(1)
 
 
@@ -212,6 +246,20 @@ def _read_customers(path: Path | None) -> dict[str, str]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except (OSError, msgspec.MsgspecError) as error:
         raise UserError(f"{path}: {error}", 'it must be JSON such as {"acme": "cus_123"}') from error
+
+
+def _check_hour(hour: str) -> None:
+    try:
+        datetime.strptime(hour, "%Y-%m-%dT%H")
+    except ValueError as error:
+        raise UserError(f"{hour!r} is no hour", "write it as 2026-11-24T09, in UTC") from error
+
+
+def _life(life: Life) -> list[str]:
+    span = " to ".join(f"{datetime.fromtimestamp(ms // 1000, UTC):%H:%M:%S}" for ms in (life.from_ms, life.to_ms))
+    tokens = [f"{count:,}" for its in (life.prompt, life.output) for count in (its.counted, its.billed)]
+    why = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(life.explained_by.items()))
+    return [life.engine, span, f"{life.num_requests:,}", *tokens, life.verdict, why]
 
 
 def _show(found: Audit) -> None:

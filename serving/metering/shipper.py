@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import sys
 import time
@@ -26,6 +27,9 @@ from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from serving import series
+from serving.errors import UserError
+from serving.metering.books import Books
+from serving.metering.engine_counts import reconcile_once
 from serving.metering.recovery import Recovered
 from serving.metering.shipping import TAKE_OVER_AFTER_S, BackOff, Destination, Shipper
 from serving.metrics import CONTENT_TYPE, make
@@ -42,6 +46,8 @@ FINAL_S = 20.0
 HANG_LIMIT_S = 300.0
 """A round takes seconds, an AWS that hangs a minute or two: beyond this the process itself is stuck and is restarted."""
 SECONDS_PER_HOUR = 3600
+RECONCILE_EVERY_S = 600.0
+"""Between two looks for an hour to reconcile: each hour is done once, by whichever shipper looks first."""
 
 log = structlog.get_logger()
 
@@ -55,6 +61,7 @@ class Metrics:
         self._rows = make(Counter, series.LEDGER_ROWS, self.registry)
         self.unshipped_bytes = make(Gauge, series.UNSHIPPED_BYTES, self.registry)
         self.oldest_unshipped = make(Gauge, series.OLDEST_UNSHIPPED, self.registry)
+        self.unexplained = make(Counter, series.UNEXPLAINED_TOKENS, self.registry)
 
     def segment(self, result: str) -> None:
         """One attempt to ship a segment ended."""
@@ -142,6 +149,24 @@ def build_app(rounds: Rounds, metrics: Metrics) -> FastAPI:
     return app
 
 
+async def reconcile(books: Books, region: str, metrics: Metrics) -> None:
+    """Reconcile each hour that nobody has, until cancelled. One that cannot be is tried again at the next look."""
+    while True:
+        await asyncio.sleep(random.uniform(0.5, 1.5) * RECONCILE_EVERY_S)  # noqa: S311 (so that shippers do not all begin at once)
+        try:
+            found = await asyncio.to_thread(reconcile_once, books, region, time.time_ns() // 1_000_000)
+        except (BotoCoreError, ClientError, UserError) as error:
+            log.warning("usage cannot be reconciled with engines' counters", error=str(error))
+            continue
+        if found is None:
+            continue
+        metrics.unexplained.labels("input").inc(found.unexplained_prompt_tokens)
+        metrics.unexplained.labels("output").inc(found.unexplained_output_tokens)
+        write = log.info if found.holds else log.error
+        unexplained = [life.engine for life in found.lives if life.verdict == "unexplained"]
+        write("usage reconciled with engines' counters", hour=found.hour, num_lives=len(found.lives), unexplained=unexplained)
+
+
 async def serve(rounds: Rounds, app: FastAPI, host: str, drain_s: float) -> None:
     """Run rounds until SIGTERM or SIGINT, then until nothing is left to ship or the time is up."""
     stop = asyncio.Event()
@@ -188,7 +213,16 @@ def main(env: Mapping[str, str] = os.environ) -> int:
     )
     metrics = Metrics()
     rounds = Rounds(Shipper(directory, destination, settings.journal.retain_h * SECONDS_PER_HOUR, metrics), metrics, directory)
-    asyncio.run(serve(rounds, build_app(rounds, metrics), host, settings.drain_s))
+    books = Books(destination.s3, destination.dynamodb, settings.archive_bucket, settings.tables.ledger)
+
+    async def run() -> None:
+        reconciling = asyncio.create_task(reconcile(books, settings.region, metrics))
+        try:
+            await serve(rounds, build_app(rounds, metrics), host, settings.drain_s)
+        finally:
+            reconciling.cancel()
+
+    asyncio.run(run())
     return 0
 
 

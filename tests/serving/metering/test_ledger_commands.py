@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from policies.billing.reconciliation import Look
 from serving.errors import UserError
 from serving.metering import ledger_commands
 from serving.metering.archive import archive_key, put_segment
 from serving.metering.books import Books
+from serving.metering.engine_counts import counts_key
 from serving.metering.framing import SegmentHeader, decode_segment, encode_header, encode_record
 from serving.metering.ledger import put_rows
 from serving.metering.rows import rows_of
@@ -100,3 +104,17 @@ def test_what_makes_no_sense_is_refused(books: Books, arguments: tuple[str, ...]
 def _some_key(books: Books) -> Any:
     item = books.dynamodb.scan(TableName=books.table)["Items"][0]
     return {name: item[name] for name in ("pk", "sk")}
+
+
+def test_reconciling_shows_engines_and_fails_where_something_is_not_explained(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_commands, "load_target", lambda env: SimpleNamespace(region=lambda name: ("us-east-2", None)))
+    for at_ms, output in ((NOON_MS, 0), (NOON_MS + 300_000, 7)):
+        looks = [Look("engine-small-0", "small", 1, at_ms, 0, output)]
+        assert books.put_once(counts_key("us-east-2", at_ms), msgspec.json.encode(looks))
+    result = run("reconcile", "2025-11-22T12")
+    assert result.exit_code == 1
+    assert "engine-small-0" in result.output and "unexplained" in result.output
+    assert json.loads(run("reconcile", "2025-11-22T12", "--json").output)["unexplained_output_tokens"] == 7
+    assert run("reconcile", "2025-11-22T20").exit_code == 0
