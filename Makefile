@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-engine bench-preview preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-engine bench-preview bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ bench-engine: setup .venv/.flotilla-dev   ## prefixes, batches and tokens on the
 
 bench-preview: .venv/.flotilla-dev   ## how long a preview of every stack takes; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_preview.py $(ARGS)
+
+bench-simulator: .venv/.flotilla-dev   ## the scaling policy beside others over four loads; FLOTILLA_TRACES has the real one; ARGS=--write
+	@$(BIN)/python tests/bench/bench_simulator.py $(ARGS)
 
 preview-engine: .venv/.flotilla-base   ## every stack of local through the real Pulumi engine, where `pulumi` is on the PATH
 	@$(BIN)/flotilla preview-engine

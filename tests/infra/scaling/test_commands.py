@@ -83,3 +83,15 @@ def test_the_error_against_events_is_shown_on_request() -> None:
     (error,) = json.loads(result.output)["errors"]
     assert error["policy"] == "work" and abs(error["slo_points"]) < 10
     assert "fluid less event by event" in CliRunner().invoke(app, [*arguments, "--check-against-events"]).output
+
+
+def test_at_the_peak_every_class_of_prod_keeps_all_promises_at_once() -> None:
+    """Useful 70 %, P50 below 200 ms over all and in each bucket that an idle engine can serve so, a thousandth shed at most."""
+    result = CliRunner().invoke(app, ["simulate", "--peak", "--hours", "8", "--json"])
+    assert result.exit_code == 0, result.output
+    peaks = {item["name"]: item for item in json.loads(result.output)}
+    assert set(peaks) == {"small", "medium", "large"}
+    for item in peaks.values():
+        assert item["holds"] and item["utilization_ratio"] >= 0.7 and item["ttft_p50_s"] < 0.2 and item["shed_ratio"] <= 0.001
+        late = {part["bucket"]: part["bound_s"] for part in item["buckets"] if part["p50_s"] >= 0.2}
+        assert set(late) == {8192} and late[8192] >= 0.2, "only what no engine can serve within 200 ms is late"
