@@ -18,6 +18,7 @@ from infra.embedded import commands as region
 from infra.guardrails import commands as guardrails
 from infra.images import commands as images
 from infra.operations import commands as operations
+from infra.recovery import commands as recovery
 from infra.scaling import commands as scaling
 from serving.errors import UserError
 from serving.gateway import commands as gateway
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 region.register(app)
 operations.register(app)
+recovery.register(app)
 guardrails.register(app)
 costs.register(app)
 capacity.register(app)

@@ -1,8 +1,10 @@
-"""The faults that a person writing stack files can make."""
+"""The faults that people can make who write stack files or run commands of the program."""
 
 from __future__ import annotations
 
 from serving.errors import UserError
+
+__all__ = ["ConfigError", "UserError"]
 
 
 class ConfigError(UserError):

@@ -4,7 +4,9 @@
     pk floor      sk <region>#<class>   the region keeps at least so many engines     read by the scaling policy
     pk takeover   sk <region>           another region ships this region's usage      read by that region's shipper
     pk freeze     sk deploys            nobody deploys                                read by `flotilla deploy` and workflows
-    pk report     sk <region>           what the region last said of itself           written by its gateways, read by `failover`
+    pk report     sk <region>#<gateway> what a gateway last said of its region        written by gateways, read by `failover`
+    pk shipped    sk <region>#<gateway> what a shipper's volume still holds               written by shippers, read by `failover`
+    pk shipped    sk <region>#by        what another region's shipper made of its archive written by it, read by `failover`
     pk run        sk <lost region>      the failover of that region, step by step     written and read by `failover`
 
 They lie in the `failover` table, and are written in a surviving region alone. Plain values; who talks to the table
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
-CONTROL, FLOOR, TAKEOVER, FREEZE, REPORT, RUN = "control", "floor", "takeover", "freeze", "report", "run"
+CONTROL, FLOOR, TAKEOVER, FREEZE, REPORT, SHIPPED, RUN = "control", "floor", "takeover", "freeze", "report", "shipped", "run"
 DEPLOYS = "deploys"
 
 
@@ -84,6 +86,58 @@ class Freeze:
     def key(self) -> tuple[str, str]:
         """Where it lies."""
         return FREEZE, DEPLOYS
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one gateway knows of its region; `failover` reads the newest, of the lost region too."""
+
+    region: str
+    gateway: str
+    at_s: float
+    classes: Mapping[str, Mapping[str, Any]]
+    """By model class: `num_ready`, `max_engines` and `places_per_engine` of its engines, `min_engines` as the scaling policy has
+    it now, `release_ids` that it serves, and by band the requests `in_flight` in this gateway."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where it lies."""
+        return REPORT, f"{self.region}#{self.gateway}"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a gateway's shipper still has to ship."""
+
+    region: str
+    gateway: str
+    at_s: float
+    num_waiting: int
+    """Sealed segments on its volume that are not accounted for."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where it lies."""
+        return SHIPPED, f"{self.region}#{self.gateway}"
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What `by_region` made of the archive of `region`."""
+
+    region: str
+    by_region: str
+    run_id: str
+    at_s: float
+    num_segments: int
+    num_new_rows: int
+    newest_sealed_at: str
+    """When the newest segment was archived, ISO 8601; "" if there is none. What came later is on the region's volumes."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where it lies."""
+        return SHIPPED, f"{self.region}#by"
 
 
 class Item(Protocol):

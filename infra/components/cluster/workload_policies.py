@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from infra import iam
 from infra.stackref import FoundationOutputs
-from policies.failover.items import REPORT
+from policies.failover.items import REPORT, SHIPPED
 
 READ_ITEMS = ("dynamodb:GetItem", "dynamodb:Query")
 WRITE_ITEMS = ("dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem", "dynamodb:ConditionCheckItem")
@@ -40,7 +40,7 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
             "ReportRegion",
             ["dynamodb:PutItem"],
             [iam.table_arn(place.region, place.account_id, tables.failover)],
-            {"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": [REPORT]}},
+            {"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": [REPORT, SHIPPED]}},
         ),
         iam.allow("ArchiveUsage", ["s3:GetObject", "s3:PutObject"], [f"{archive}/*"]),
         iam.allow("ListArchive", ["s3:ListBucket"], [archive]),
