@@ -56,9 +56,7 @@ def with_small_processes(graph: Graph, argument: str = "") -> Graph:
             "image": "host:.venv",
             "command": ["python", "-SE", UNMOUNTED_CHILD, *([argument] if argument and is_small_engine else [])],
             "env": env,
-            "ports": [{"name": "http", "containerPort": 8000}, {"name": "ops", "containerPort": 8000}]
-            if env != original["env"]
-            else [],
+            "ports": [{"name": port["name"], "containerPort": 8000} for port in original.get("ports", ())],
             **({"readinessProbe": probe} if env != original["env"] else {}),
         }
 
@@ -180,7 +178,8 @@ def test_the_first_up_starts_everything_and_says_how_to_reach_it(machine: Machin
         "base_url": f"http://127.0.0.1:{8080 + OFFSET}/v1",
         "admin_url": f"http://127.0.0.1:{8081 + OFFSET}",
         "artifact_bucket": "flotilla-local-use2-artifacts",
-        "tables": {name: f"flotilla-local-{name}" for name in ("registry", "tenants", "ledger")},
+        "tables": {name: f"flotilla-local-{name}" for name in ("registry", "tenants", "ledger", "failover")},
+        "archive_bucket": "flotilla-local-use2-archive",
     }
     out = io.StringIO()
     print_up(Console(file=out, width=80), report, "")
