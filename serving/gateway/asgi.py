@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from serving.gateway.exchange import BODY_TIMEOUT_S, MAX_DISCARDED_BYTES, BodyTooLarge, BodyTooSlow, ClientGone, Headers
@@ -34,6 +35,9 @@ class AsgiExchange:
         self._waiting: list[Message] = []
         self._is_finished = False
         self._listener: asyncio.Task[None] | None = None
+        self._sending = asyncio.Lock()
+        """Messages go out in their order, whoever sends them."""
+        self._flusher: asyncio.Task[None] | None = None
 
     @property
     def is_full(self) -> bool:
@@ -57,15 +61,18 @@ class AsgiExchange:
         self._waiting.append({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     def write(self, data: bytes) -> None:
-        """A piece, for the next `drain` or `finish`."""
+        """A piece. It goes out by itself: a sign of life is written while nobody is about to `drain`."""
         self._waiting.append({"type": "http.response.body", "body": data, "more_body": True})
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.get_running_loop().create_task(self._flush())
 
     async def drain(self) -> None:
         """Send what waits; uvicorn holds us up here while the client does not read."""
-        while self._waiting:
-            if self.is_disconnected:
-                raise ClientGone
-            await self._send(self._waiting.pop(0))
+        async with self._sending:
+            while self._waiting:
+                if self.is_disconnected:
+                    raise ClientGone
+                await self._send(self._waiting.pop(0))
 
     async def finish(self, data: bytes = b"") -> None:
         """Send the last piece and the end in one."""
@@ -76,9 +83,14 @@ class AsgiExchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     def close(self) -> None:
-        """Stop listening for the client's leaving."""
-        if self._listener is not None:
-            self._listener.cancel()
+        """Stop listening for the client's leaving, and send no more."""
+        for task in (self._listener, self._flusher):
+            if task is not None:
+                task.cancel()
+
+    async def _flush(self) -> None:
+        with suppress(ClientGone):
+            await self.drain()
 
     async def _read_body(self, max_bytes: int) -> bytes:
         pieces: list[bytes] = []

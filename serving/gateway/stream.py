@@ -195,7 +195,7 @@ async def relay(source: Source, sink: Sink, meter: Meter, watch: Watch) -> None:
             await sink.drain()
             watch.is_writing = False
             watch.heard(asyncio.get_running_loop().time())
-            source.resume()
+        source.resume()  # though the client may have taken all before this came to wait for it
     if relaying.failure is not None and not meter.is_final:
         raise relaying.failure
 

@@ -298,9 +298,11 @@ async def test_a_request_that_takes_too_long_is_ended(make_gateway: Any) -> None
 # Silence.
 
 
-async def test_a_silent_stream_carries_comments_that_clients_skip(make_gateway: Any) -> None:
+@pytest.mark.parametrize("has_fast_path", [True, False])
+async def test_a_silent_stream_carries_comments_that_clients_skip(make_gateway: Any, has_fast_path: bool) -> None:
     """Load balancers and clients cut connections on which nothing comes; a long prompt takes longer than they wait."""
-    gateway: Gateway = await make_gateway(timeouts={**QUICK, "first_token_s": 5, "gap_s": 5, "heartbeat_s": 0.05})
+    timeouts = {**QUICK, "first_token_s": 5, "gap_s": 5, "heartbeat_s": 0.05}
+    gateway: Gateway = await make_gateway(timeouts=timeouts, has_fast_path=has_fast_path)
     gateway.engine.behaviour = Behaviour(delay_s=0.3)
     async with gateway.post(body=chat_body(stream=True)) as answer:
         events = await read_events(answer)
