@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 NUM_CHUNKS = 51
+ADDRESSES = [f"127.0.0.{number}" for number in range(1, 5)]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 DOCUMENT = b'{"object":"list","data":[{"id":"small","object":"model","created":0,"owned_by":"vllm"}]}'
 PLAIN = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(DOCUMENT), DOCUMENT)
@@ -97,7 +98,7 @@ class Engine(asyncio.Protocol):
 
 async def main(port: int, interval_ms: float) -> None:
     Engine.interval_s = interval_ms / 1e3
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", port, backlog=8192)
+    server = await asyncio.get_running_loop().create_server(Engine, ADDRESSES, port, backlog=8192)
     await server.serve_forever()
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +63,11 @@ class World:
         weighted = (WeightedRelease(manifest.release_id),)
         set_alias(self.client("dynamodb"), "registry", "small", weighted, expected_revision=None, now_ms=1)
 
-    def serve_by(self, port: int) -> None:
+    def serve_by(self, port: int, addresses: Sequence[str] = ("127.0.0.1",)) -> None:
         """The realiser's file of the engines' Service."""
-        found = [{"name": "engine-small-0", "address": "127.0.0.1", "ready": True}]
+        found = [
+            {"name": f"engine-small-{number}", "address": address, "ready": True} for number, address in enumerate(addresses)
+        ]
         path = self.folder / "endpoints" / "serving.engine-small.json"
         path.with_suffix(".new").write_text(json.dumps({"ports": {"http": port}, "endpoints": found}))
         path.with_suffix(".new").replace(path)
