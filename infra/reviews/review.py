@@ -121,8 +121,9 @@ def _findings(graphs: Mapping[str, Graph], catalog: Any, waivers: Any, today: An
 
 
 def _scaling(before: Mapping[str, Graph], after: Mapping[str, Graph]) -> Iterator[ScalingChange]:
-    for stack in dict.fromkeys([*after, *before]):
-        old, new = _scaled(before.get(stack)), _scaled(after.get(stack))
+    """In stacks of both sides: one that comes or goes whole is told as that."""
+    for stack in (stack for stack in after if stack in before):
+        old, new = _scaled(before[stack]), _scaled(after[stack])
         for workload in sorted(old.keys() | new.keys()):
             for what, path in SCALING.items():
                 was, will = at(old.get(workload), *path), at(new.get(workload), *path)
@@ -130,5 +131,5 @@ def _scaling(before: Mapping[str, Graph], after: Mapping[str, Graph]) -> Iterato
                     yield ScalingChange(stack, workload, what, was, will)
 
 
-def _scaled(graph: Graph | None) -> dict[str, Mapping[str, Any]]:
-    return {found.name: found.inputs for found in graph.of_type(SCALED_OBJECT)} if graph else {}
+def _scaled(graph: Graph) -> dict[str, Mapping[str, Any]]:
+    return {found.name: found.inputs for found in graph.of_type(SCALED_OBJECT)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from infra.reviews.comment import MARKER, MAX_CHARS, comment
 from infra.reviews.review import Review, review_of
 
 CLUSTER, SERVING = "prod.cluster.us-east-2", "prod.serving.us-east-2"
+README = Path(__file__).resolve().parents[3] / "README.md"
+EXAMPLE_BEGINS, EXAMPLE_ENDS = "<!-- example: written by tests/infra/reviews/test_comment.py -->\n", "<!-- end of example -->"
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -41,6 +45,11 @@ def prod(graphs: dict[str, Graph]) -> dict[str, Graph]:
 
 @pytest.fixture
 def swapped_and_opened(prod: dict[str, Graph]) -> Review:
+    """Both sides, reviewed."""
+    return review_of(*swapped_and_opened_sides(prod), "main (0123456789ab)")
+
+
+def swapped_and_opened_sides(prod: Mapping[str, Graph]) -> tuple[dict[str, Graph], dict[str, Graph]]:
     """Swaps the instance type of the system nodes, opens a port, raises what KEDA may scale to, adds a region."""
     nodes = first(prod[CLUSTER], "aws:eks/nodeGroup:NodeGroup", lambda found: "m7i.2xlarge" in found.inputs["instanceTypes"])
     rule = first(prod[SERVING], "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule", _is_closed)
@@ -48,9 +57,9 @@ def swapped_and_opened(prod: dict[str, Graph]) -> Review:
     after = changed(prod, CLUSTER, nodes.type, nodes.name, lambda inputs: inputs.update(instanceTypes=["m7i.xlarge"]))
     after = changed(after, SERVING, rule.type, rule.name, _opened)
     after = changed(after, SERVING, scaled.type, scaled.name, lambda inputs: inputs["spec"].update(maxReplicaCount=99))
-    west = after.pop("prod.cluster.us-west-2")
-    before = {stack: graph for stack, graph in prod.items() if stack != west.stack}
-    return review_of(before, {**after, west.stack: west}, "main (0123456789ab)")
+    west = {stack: after.pop(stack) for stack in ("prod.cluster.us-west-2", "prod.serving.us-west-2")}
+    before = {stack: graph for stack, graph in prod.items() if stack not in west}
+    return before, {**after, **west}
 
 
 def _is_closed(rule: Resource) -> bool:
@@ -90,7 +99,7 @@ def test_equal_reviews_give_equal_comments_that_begin_with_the_marker(prod: dict
 
 def test_a_stack_that_does_not_change_is_a_number_and_no_row(swapped_and_opened: Review) -> None:
     text = comment(swapped_and_opened)
-    assert "3 stacks do not change." in text and "| `prod.foundation` |" not in text
+    assert "2 stacks do not change." in text and "| `prod.foundation` |" not in text
 
 
 @pytest.mark.parametrize("nasty", ["</details><script>", "`|\n| injected |", "@everyone [x](http://evil.example)"])
@@ -110,3 +119,31 @@ def test_a_comment_that_github_would_refuse_is_cut_and_says_so(prod: dict[str, G
     text = comment(everything)
     assert len(text) < MAX_CHARS + 1000
     assert "would not fit" in text or text.count("<details>") == len(prod)
+
+
+def test_a_change_that_does_all_of_it_at_once_is_told_as_it_is_and_the_readme_shows_it(
+    prod: dict[str, Graph],
+) -> None:
+    """A rename, a new region, another instance type and an open port: the README's example is this comment's head."""
+    gateway = first(prod[CLUSTER], "aws:ec2/natGateway:NatGateway")
+    new = replace(gateway, name="way-out", urn=gateway.urn.replace(f"::{gateway.name}", "::way-out"))
+    sides = swapped_and_opened_sides(prod)
+    after = sides[1]
+    resources = tuple(new if found.urn == gateway.urn else found for found in after[CLUSTER].resources)
+    review = review_of(sides[0], {**after, CLUSTER: replace(after[CLUSTER], resources=resources)}, "main (0123456789ab)")
+    text = comment(review)
+    assert [change.resource.name for stack, change in review.deleted if stack == CLUSTER] == [gateway.name]
+    assert f"`aws:ec2/natGateway:NatGateway` `{gateway.name}`" in text and "`way-out`" in text
+    assert [finding.rule for finding in review.broken] == ["ingress-named"]
+    assert text.count("for `instanceTypes`") == 1 and "**Scaling**" in text and "us-east-2, us-west-2" in text
+    delta = sum(item.delta_usd_per_h for item in review.cost.stacks)
+    assert f"{delta:+,.2f} by this change" in text and delta > 400, "a region is not to be had for less"
+    head = text.partition("<details>")[0].removeprefix(f"{MARKER}\n").strip()
+    readme = README.read_text(encoding="utf-8")
+    before, _, rest = readme.partition(EXAMPLE_BEGINS)
+    shown, _, left = rest.partition(EXAMPLE_ENDS)
+    quoted = "".join(f"> {line}".rstrip() + "\n" for line in head.splitlines())
+    if os.environ.get("FLOTILLA_WRITE_GOLDENS"):
+        README.write_text(f"{before}{EXAMPLE_BEGINS}{quoted}{EXAMPLE_ENDS}{left}", encoding="utf-8")
+        return
+    assert shown == quoted, "README.md: run it again with FLOTILLA_WRITE_GOLDENS=1, and read the difference"
