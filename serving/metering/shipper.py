@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -149,12 +150,12 @@ def build_app(rounds: Rounds, metrics: Metrics) -> FastAPI:
     return app
 
 
-async def reconcile(books: Books, region: str, metrics: Metrics) -> None:
-    """Reconcile each hour that nobody has, until cancelled. One that cannot be is tried again at the next look."""
+def reconcile(books: Books, region: str, metrics: Metrics) -> None:
+    """Reconcile each hour that nobody has, for ever. One that cannot be is tried again at the next look."""
     while True:
-        await asyncio.sleep(random.uniform(0.5, 1.5) * RECONCILE_EVERY_S)  # noqa: S311 (so that shippers do not all begin at once)
+        time.sleep(random.uniform(0.5, 1.5) * RECONCILE_EVERY_S)  # noqa: S311 (so that shippers do not all begin at once)
         try:
-            found = await asyncio.to_thread(reconcile_once, books, region, time.time_ns() // 1_000_000)
+            found = reconcile_once(books, region, time.time_ns() // 1_000_000)
         except (BotoCoreError, ClientError, UserError) as error:
             log.warning("usage cannot be reconciled with engines' counters", error=str(error))
             continue
@@ -215,14 +216,9 @@ def main(env: Mapping[str, str] = os.environ) -> int:
     rounds = Rounds(Shipper(directory, destination, settings.journal.retain_h * SECONDS_PER_HOUR, metrics), metrics, directory)
     books = Books(destination.s3, destination.dynamodb, settings.archive_bucket, settings.tables.ledger)
 
-    async def run() -> None:
-        reconciling = asyncio.create_task(reconcile(books, settings.region, metrics))
-        try:
-            await serve(rounds, build_app(rounds, metrics), host, settings.drain_s)
-        finally:
-            reconciling.cancel()
-
-    asyncio.run(run())
+    # A daemon: an hour takes a while to reconcile, and must not hold up the end of a process that has shipped all.
+    threading.Thread(target=reconcile, args=(books, settings.region, metrics), name="reconcile", daemon=True).start()
+    asyncio.run(serve(rounds, build_app(rounds, metrics), host, settings.drain_s))
     return 0
 
 

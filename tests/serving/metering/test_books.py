@@ -229,3 +229,14 @@ def test_a_dry_run_says_the_same_and_does_nothing(books: Books, records: Any) ->
     done = rerate(books, "acme", *SPAN, lambda row: Rate("new", 0, 0, 0), reason="gift", now_ms=LATER_MS, dry_run=True)
     assert (done.num_events, done.delta_pico_usd) == (1, -(100 * 100_000 + 10 * 400_000))
     assert len(ledger(books)) == 1
+
+
+def test_hourly_sums_are_the_same_from_segments_and_from_the_ledger(books: Books, records: Any) -> None:
+    hours = [records.close(records.open(opened_at_ms=NOON_MS + place * 1_000_000), place) for place in range(8)]
+    ship(books, *hours[:5])
+    ship(books, *hours[5:], seq=1)
+    from_segments = [row for _, segment in books.segments() for row in rows_of(segment)]
+    by: Any = ("tenant", "model", "key", "hour")
+    report = summarise(ledger(books), *SPAN, by)
+    assert [row.hour[-2:] for row in report.rows] == ["12", "13"]
+    assert summarise(random.Random(1).sample(from_segments, 8), *SPAN, by) == report
