@@ -160,6 +160,8 @@ def _volume(volume: Mapping[str, Any], where: str, objects: _Objects) -> Volume:
             return Volume(kind="retained", key=f"{where}/{source['claimName']}")
         case {"emptyDir": _}:
             return Volume(kind="scratch")
+        case {"projected": {"sources": [{"serviceAccountToken": _}, *_]}}:
+            return Volume(kind="files", files={})  # there is no API to show a token to
         case _:
             raise _RefusedError(f"the kind of volume `{volume['name']}`")
 

@@ -1,7 +1,8 @@
 """The gateway's process: `python -m serving.gateway [--workers N]`.
 
 Environment: FLOTILLA_SETTINGS_FILE (GatewaySettings), FLOTILLA_JOURNAL_DIR, FLOTILLA_POD_NAME, FLOTILLA_POD_IP;
-FLOTILLA_ENDPOINTS_DIR where engines are found in files, AWS_ENDPOINT_URL for an emulated AWS.
+FLOTILLA_ENDPOINTS_DIR where engines are found in files, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT where Kubernetes
+tells; AWS_ENDPOINT_URL for an emulated AWS.
 
 Two servers share one event loop: the public API on port 8080, operations and the admin API on 8081. Operations answer from
 the first second, the public port when everything is there. With several workers (`workers.py`) all accept on the one public
@@ -37,6 +38,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.gateway.accept import Room, max_connections, max_open_files
 from serving.gateway.client_http import client_protocol
+from serving.gateway.discovery import FileSource, Source
+from serving.gateway.endpoint_slices import SliceSource
 from serving.gateway.ops import build_ops_app
 from serving.gateway.service import Service
 from serving.gateway.workers import Workers
@@ -186,6 +189,13 @@ def _allow_open_files() -> None:
         raise Refusal(f"only {hard} files may be open at once; must be at least {MIN_OPEN_FILES}. Raise the limit (ulimit -Hn)")
 
 
+def _source(env: Mapping[str, str]) -> Source:
+    if folder := env.get("FLOTILLA_ENDPOINTS_DIR"):
+        return FileSource(Path(folder))
+    host, port = env["KUBERNETES_SERVICE_HOST"], env["KUBERNETES_SERVICE_PORT"]
+    return SliceSource(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
+
+
 def _bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -198,12 +208,11 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _work(settings: GatewaySettings, env: Mapping[str, str], place: Place) -> int:
     """One worker's life; its exit code."""
-    endpoints_dir = env.get("FLOTILLA_ENDPOINTS_DIR")
     service = Service(
         settings,
         gateway=f"{env['FLOTILLA_POD_NAME']}-{place.number}",
         journal_dir=Path(env["FLOTILLA_JOURNAL_DIR"]),
-        endpoints_dir=Path(endpoints_dir) if endpoints_dir else None,
+        source=_source(env),
     )
     try:
         uvloop.run(serve(settings, service, place))
@@ -224,6 +233,7 @@ def main(arguments: Sequence[str] | None = None, env: Mapping[str, str] = os.env
         host = env["FLOTILLA_POD_IP"]
         for needed in ("FLOTILLA_POD_NAME", "FLOTILLA_JOURNAL_DIR"):
             env[needed]
+        _source(env)  # tells what it misses before anything is bound
         _allow_open_files()
         http, ops = _bind(host, HTTP_PORT), _bind(host, OPS_PORT)
     except KeyError as error:

@@ -1,15 +1,14 @@
-"""Where engines are: the addresses behind each class's headless Service, kept fresh by polling.
+"""Where engines are: the addresses behind each class's headless Service, kept fresh.
 
-In a cluster the Service's DNS name has one address per ready pod. On one machine the realiser keeps a file a Service in
+In a cluster they are watched (`endpoint_slices.py`). On one machine the realiser keeps a file a Service in
 FLOTILLA_ENDPOINTS_DIR, replaced whole, which is looked at when it changes. A source that cannot be read leaves the last list in
-place: engines do not vanish because a resolver is out of order. A source that suddenly says "none" is
-not believed for a while either: whoever is really gone is found out by asking, and whoever is not goes on serving.
+place: engines do not vanish because an API server is out of order. A source that suddenly says "none" is not believed for a while
+either: whoever is really gone is found out by asking, and whoever is not goes on serving.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from serving.settings import HTTP, KV_EVENTS, KV_REPLAY, ServedModel
 log = structlog.get_logger()
 
 FILE_POLL_S = 0.2
-DNS_POLL_S = 1.0
 KEEP_LAST_S = 60.0
 """So long the last engines are kept when their Service is said to have none."""
 
@@ -71,6 +69,9 @@ class Source(Protocol):
     async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
         """The endpoints now; None where nothing has changed or nothing can be said."""
 
+    async def aclose(self) -> None:
+        """Let go of what was opened."""
+
 
 class _FileEndpoint(msgspec.Struct):
     name: str
@@ -93,6 +94,9 @@ class FileSource:
         self._seen: dict[str, tuple[int, int]] = {}
         self._decoder = msgspec.json.Decoder(_FileDocument)
 
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
     async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
         """The file's endpoints, when the file is another than at the last look."""
         service, _, namespace = model.engine_service.partition(".")
@@ -113,25 +117,6 @@ class FileSource:
             endpoint(found.name, found.address, document.ports, model.engine_port, is_ready=found.ready)
             for found in document.endpoints
         )
-
-
-class DnsSource:
-    """The headless Service's name: an address per ready pod."""
-
-    poll_s = DNS_POLL_S
-
-    async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
-        """The addresses now. A name that does not exist is a Service without ready pods."""
-        name = f"{model.engine_service}.svc"
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(name, model.engine_port, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            if error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
-                return ()
-            log.warning("endpoints_unresolved", service=name, error=str(error))
-            return None
-        addresses = sorted({str(entry[4][0]) for entry in found})
-        return tuple(Endpoint(address, address, model.engine_port, is_ready=True) for address in addresses)
 
 
 async def watch(source: Source, model: ServedModel, on_change: Callable[[tuple[Endpoint, ...]], None]) -> None:

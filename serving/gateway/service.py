@@ -26,7 +26,7 @@ from serving.gateway.auth import Authenticator
 from serving.gateway.cache_watch import watch_caches
 from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
-from serving.gateway.discovery import DnsSource, FileSource, Source, watch
+from serving.gateway.discovery import Source, watch
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.engine_counter import EngineCounter
 from serving.gateway.engine_watch import watch_engines
@@ -89,7 +89,7 @@ class Clients:
 class Service:
     """A gateway. `start` it, serve `app`, and in the end `stop` it."""
 
-    def __init__(self, settings: GatewaySettings, *, gateway: str, journal_dir: Path, endpoints_dir: Path | None) -> None:
+    def __init__(self, settings: GatewaySettings, *, gateway: str, journal_dir: Path, source: Source) -> None:
         self.metrics = Metrics([model.model_class for model in settings.models])
         self.is_draining = False
         self.app: FastAPI | None = None
@@ -97,7 +97,7 @@ class Service:
         self._settings = settings
         self._gateway = gateway
         self._journal_dir = journal_dir
-        self._source: Source = DnsSource() if endpoints_dir is None else FileSource(endpoints_dir)
+        self._source = source
         self._admin: AdminParts | None = None
         self._journal: Journal | None = None
         self._pipeline: Pipeline | None = None
@@ -206,6 +206,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._source.aclose()
         if self._leader is not None:
             await self._leader.aclose()
         if self._parts is not None:

@@ -3,23 +3,28 @@
 A journal's volume lies in one zone, that of the ordinal's first start, and so does the ordinal from then on. So the spread over
 zones is a condition, not a wish: a first start that went wrong could not be mended. A lost zone does not count, and stops nobody.
 
+Gateways watch the EndpointSlices of the engines' Services, and may ask the API for nothing else. Only their own container gets a
+token for that, which is renewed hourly.
+
 Two containers share that journal: the gateway appends usage before it answers, the shipper carries sealed segments to the
 archive. The claim is retained when pods or the set go away; it holds what has been acknowledged and not yet shipped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
 from pulumi_kubernetes.apps import v1 as apps
 from pulumi_kubernetes.core import v1 as core
+from pulumi_kubernetes.rbac import v1 as rbac
 
 from infra import timers
 from infra.components.component import Component
 from infra.components.workloads import pods
 from infra.components.workloads.scaled_object import ScaledObjectArgs, Trigger, scaled_object
-from infra.naming import GATEWAY, JOURNAL_STORAGE, PROJECT, StackName
+from infra.naming import GATEWAY, JOURNAL_STORAGE, NAMESPACE, PROJECT, StackName
 from infra.scheduling import GATEWAY_POOL, HOST, POOL, ZONE, spread
 from infra.stack_config.serving import GatewayConfig, Resources
 from infra.timers import Stop
@@ -27,6 +32,9 @@ from serving import series
 
 HTTP_PORT, OPS_PORT, SHIPPER_PORT = 8080, 8081, 8082
 SETTINGS_FILE = "gateway.json"
+ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN_S = 3607
+"""Kubernetes' own choice; the kubelet renews a token after four fifths."""
 STATE_DIR = "/var/lib/flotilla"
 JOURNAL_DIR = f"{STATE_DIR}/journal"
 HOST_PORTS = f"{PROJECT}.dev/host-ports"
@@ -58,6 +66,7 @@ class GatewayFleet(Component):
         self._labels = pods.labels(stack, name, GATEWAY)
         settings = pods.settings_map(f"{GATEWAY}-settings", SETTINGS_FILE, args.settings, self._labels, self.child())
         self._create_service()
+        self._allow_discovery()
         pods.budget(GATEWAY, 1, self._labels, self.child())
         workload = self._create_pods(settings)
         if args.is_scaled:
@@ -79,6 +88,22 @@ class GatewayFleet(Component):
                 ],
             },
             opts=self.child(),
+        )
+
+    def _allow_discovery(self) -> None:
+        metadata = pods.metadata(f"{GATEWAY}-discovery", self._labels)
+        role = rbac.Role(
+            f"{GATEWAY}-discovery",
+            metadata=metadata,
+            rules=[{"api_groups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}],
+            opts=self.child(),
+        )
+        rbac.RoleBinding(
+            f"{GATEWAY}-discovery",
+            metadata=metadata,
+            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": f"{GATEWAY}-discovery"},
+            subjects=[{"kind": "ServiceAccount", "name": GATEWAY, "namespace": NAMESPACE}],
+            opts=self.child(depends_on=[role]),
         )
 
     def _scaling(self) -> ScaledObjectArgs:
@@ -128,7 +153,14 @@ class GatewayFleet(Component):
                 spread(HOST, pods.selector(GATEWAY), "ScheduleAnyway"),
             ],
             "containers": [
-                self._container("gateway", "serving.gateway", config.resources, {"http": HTTP_PORT, "ops": OPS_PORT}, "ops"),
+                self._container(
+                    "gateway",
+                    "serving.gateway",
+                    config.resources,
+                    {"http": HTTP_PORT, "ops": OPS_PORT},
+                    "ops",
+                    [{"name": "account", "mount_path": ACCOUNT_DIR, "read_only": True}],
+                ),
                 self._container(
                     "shipper", "serving.metering.shipper", config.shipper_resources, {"shipper": SHIPPER_PORT}, "shipper"
                 ),
@@ -136,10 +168,27 @@ class GatewayFleet(Component):
             "volumes": [
                 {"name": "settings", "config_map": {"name": f"{GATEWAY}-settings"}},
                 pods.scratch("tmp", pods.TMP_GIB),
+                {
+                    "name": "account",
+                    "projected": {
+                        "sources": [
+                            {"service_account_token": {"path": "token", "expiration_seconds": TOKEN_S}},
+                            {"config_map": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+                        ]
+                    },
+                },
             ],
         }
 
-    def _container(self, name: str, module: str, given: Resources, ports: dict[str, int], probed: str) -> core.ContainerArgsDict:
+    def _container(
+        self,
+        name: str,
+        module: str,
+        given: Resources,
+        ports: dict[str, int],
+        probed: str,
+        mounts: Sequence[core.VolumeMountArgsDict] = (),
+    ) -> core.ContainerArgsDict:
         return {
             "name": name,
             "image": self._args.image,
@@ -157,5 +206,6 @@ class GatewayFleet(Component):
                 {"name": "settings", "mount_path": pods.SETTINGS_DIR, "read_only": True},
                 {"name": "journal", "mount_path": STATE_DIR},
                 {"name": "tmp", "mount_path": pods.TMP},
+                *mounts,
             ],
         }

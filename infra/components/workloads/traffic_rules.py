@@ -71,7 +71,8 @@ class TrafficRules(Component):
                 )
             ],
         )
-        # AWS's addresses are not ours to list; the endpoint policies and the pods' roles say what may be done there.
+        # AWS's addresses are not ours to list; the endpoint policies and the pods' roles say what may be done there. Gateways
+        # reach the Kubernetes API through it too, at the addresses behind its Service.
         self._create("aws", {}, "Egress", [([outside], _tcp(443)), ([{"ip_block": {"cidr": POD_IDENTITY_AGENT}}], _tcp(80))])
         self._create("clients-to-gateway", GATEWAYS, "Ingress", [([inside], _tcp(gateway_fleet.HTTP_PORT))])
         self._create(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from gateway_support import make_settings
 
 from serving.gateway import discovery
-from serving.gateway.discovery import DnsSource, Endpoint, FileSource, watch
+from serving.gateway.discovery import Endpoint, FileSource, watch
 from serving.gateway.errors import ApiError
 from serving.gateway.metrics import Metrics
 from serving.gateway.route import Pool
@@ -50,30 +49,6 @@ async def test_a_file_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
     assert await source.read(MODEL) is None
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ([("10.0.0.2", 8000), ("10.0.0.1", 8000), ("10.0.0.2", 8000)], ["10.0.0.1", "10.0.0.2"]),
-        (socket.gaierror(socket.EAI_NONAME, "no such name"), []),
-        (socket.gaierror(socket.EAI_AGAIN, "try again"), None),
-    ],
-    ids=["addresses", "no ready pod", "a resolver out of order"],
-)
-async def test_a_headless_services_name_has_its_ready_pods(
-    monkeypatch: pytest.MonkeyPatch, answer: Any, expected: list[str] | None
-) -> None:
-    async def getaddrinfo(host: str, port: int, **_: Any) -> Any:
-        assert (host, port) == ("engine-small.serving.svc", 8000)
-        if isinstance(answer, Exception):
-            raise answer
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in answer]
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    found = await DnsSource().read(MODEL)
-    assert (None if found is None else [endpoint.address for endpoint in found]) == expected
-    assert all(endpoint.is_ready for endpoint in found or ())
-
-
 async def test_a_watcher_tells_of_changes_only(tmp_path: Path) -> None:
     source = FileSource(tmp_path)
     source.poll_s = 0.005
@@ -93,6 +68,9 @@ class Telling:
 
     def __init__(self, *says: tuple[Endpoint, ...] | None) -> None:
         self.says = list(says)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
     async def read(self, model: ServedModel) -> tuple[Endpoint, ...] | None:
         return self.says.pop(0) if self.says else None

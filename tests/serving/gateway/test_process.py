@@ -265,6 +265,7 @@ async def test_what_keeps_it_from_starting_is_one_line_and_exit_2(
     settings.write_text(make_settings().model_dump_json())
     env = {
         **os.environ,
+        "FLOTILLA_ENDPOINTS_DIR": str(tmp_path),
         "AWS_ENDPOINT_URL": world.aws_url,
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "x",
