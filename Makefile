@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-engine bench-preview bench-simulator preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ bench-gateway: .venv/.flotilla-dev .peers/rust/.installed .peers/litellm/.instal
 
 bench-engine: setup .venv/.flotilla-dev   ## prefixes, batches and tokens on the real vLLM; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_engine.py $(ARGS)
+
+bench-routing: .venv/.flotilla-dev   ## how much of prompts is found in caches, by who places requests; needs FLOTILLA_TRACES; ARGS=--write puts it into docs/benchmarks.md
+	@$(BIN)/python tests/bench/bench_routing.py $(ARGS)
 
 bench-preview: .venv/.flotilla-dev   ## how long a preview of every stack takes; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_preview.py $(ARGS)
