@@ -1,7 +1,7 @@
 """Measures what becomes of requests when clients leave and engines die, hang, stop, drip or lie.
 
 Run by `make drill-engines`: real gateway processes on an emulated AWS and a real Valkey, before twins that are processes of their
-own. Prints a table and one line of JSON; exits 1 where something does not hold. `ARGS="--requests 300"` is a short one.
+own. Prints a table and one line of JSON; exits 1 where something does not hold. `ARGS="--requests 300 --per-s 15"` is short.
 """
 
 from __future__ import annotations
