@@ -35,8 +35,7 @@ class Autoscaler:
         """The size to have now, which counts as taken where it is known."""
         decision = decide_replicas(Observed(self._samples, self._sizes, self._needs), self.policy, limits, now_s)
         if decision.is_known:
-            # A floor is a need: what was grown for it does not go the moment that it is lowered.
-            self._needs.append(Need(now_s, max(decision.need, limits.floor)))
+            self._needs.append(Need(now_s, decision.need, limits.floor))
             if not self._sizes or decision.replicas != self._sizes[-1].replicas:
                 self._sizes.append(Size(now_s, decision.replicas))
         self._forget(now_s - self.policy.horizon_s - self.policy.stale_after_s)

@@ -23,6 +23,9 @@ from enum import StrEnum
 
 from policies.autoscaling.policy import Limits, ScalingPolicy
 
+PERIOD_SLACK_RATIO = 0.04
+"""Looks come at a beat, and a little off it: a period of four of them would be five whenever the fourth comes early."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -60,6 +63,8 @@ class Need:
 
     at_s: float
     replicas: float
+    floor: int = 0
+    """That was to be kept then: what was grown for it does not go the moment that it is lowered."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def decide_replicas(observed: Observed, policy: ScalingPolicy, limits: Limits, n
 
     wanted = max(_grown(samples, sizes, need, policy, now_s), current)
     if wanted > current:
-        is_panic = wanted > _least(sizes, now_s - policy.up_period_s) + policy.step_up
+        is_panic = wanted > _least(sizes, policy.up_period_s, now_s) + policy.step_up
         reason = Reason.PANIC if is_panic else Reason.NEED if wanted >= math.ceil(need) else Reason.PACE
         return _decision(wanted, current, limits, reason, data, needs)
     if math.ceil(need) > current:
@@ -242,7 +247,7 @@ def _foreseen(samples: Sequence[Sample], policy: ScalingPolicy, now_s: float) ->
 
 def _grown(samples: Sequence[Sample], sizes: Sequence[Size], need: float, policy: ScalingPolicy, now_s: float) -> int:
     """What may be had now of what is needed."""
-    base = _least(sizes, now_s - policy.up_period_s)
+    base = _least(sizes, policy.up_period_s, now_s)
     ordinary = min(math.ceil(need), base + policy.step_up)
     short = _since(samples, now_s - policy.panic_window_s) or samples[-1:]
     panic = _mean(map(_in_flight, short)) / policy.target_in_flight / policy.panic_ratio
@@ -275,9 +280,10 @@ def _shrunk(
     known = _unbroken(observed.needs, policy.stale_after_s, now_s)
     if not known or known[0].at_s > now_s - policy.down_window_s:
         return current, Reason.COOLING
-    needed = max((it.replicas for it in known if it.at_s >= now_s - policy.down_window_s), default=need)
-    least = _most(sizes, now_s - policy.down_period_s) - policy.step_down
-    smaller = max(enough, _with_margin(needed, policy), least)
+    recent = [it for it in known if it.at_s >= now_s - policy.down_window_s]
+    needed, floor = max((it.replicas for it in recent), default=need), max((it.floor for it in recent), default=0)
+    least = _most(sizes, policy.down_period_s, now_s) - policy.step_down
+    smaller = max(enough, floor, _with_margin(needed, policy), least)
     return (smaller, Reason.SURPLUS) if smaller < current else (current, Reason.COOLING)
 
 
@@ -298,12 +304,12 @@ def _in_flight(sample: Sample) -> float:
     return sample.running + sample.waiting
 
 
-def _least(sizes: Sequence[Size], since_s: float) -> int:
-    return min(_in_force(sizes, since_s))
+def _least(sizes: Sequence[Size], period_s: float, now_s: float) -> int:
+    return min(_in_force(sizes, now_s - period_s * (1 - PERIOD_SLACK_RATIO)))
 
 
-def _most(sizes: Sequence[Size], since_s: float) -> int:
-    return max(_in_force(sizes, since_s))
+def _most(sizes: Sequence[Size], period_s: float, now_s: float) -> int:
+    return max(_in_force(sizes, now_s - period_s * (1 - PERIOD_SLACK_RATIO)))
 
 
 def _in_force(sizes: Sequence[Size], since_s: float) -> list[int]:

@@ -10,6 +10,8 @@ from policies.autoscaling.policy import ScalingPolicy
 
 TOLERANCE = 0.1
 """Kubernetes leaves a size alone while need and size differ by no more (`--horizontal-pod-autoscaler-tolerance`)."""
+BACKSTOP_RATIO = 0.9
+"""Of the decision's periods, for whoever obeys it: with the same, each step that it saw late would hold the next one up."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Pace:
         decision's own, so that what the engines' queues ask for, when nobody decides, is paced too."""
         return cls(
             pods_up=policy.step_up,
-            up_period_s=_whole(policy.up_period_s),
+            up_period_s=_whole(policy.up_period_s * BACKSTOP_RATIO),
             pods_down=policy.step_down,
-            down_period_s=_whole(policy.down_period_s),
+            down_period_s=_whole(policy.down_period_s * BACKSTOP_RATIO),
             down_window_s=0,
             max_growth_ratio=policy.max_growth_ratio,
             tolerance_ratio=0.0,

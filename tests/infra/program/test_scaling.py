@@ -60,15 +60,15 @@ def test_an_engine_fleet_obeys_what_is_decided_to_the_engine(graphs: dict[str, G
             "stabilizationWindowSeconds": 0,
             "selectPolicy": "Max",
             "policies": [
-                {"type": "Pods", "value": 1, "periodSeconds": 120},
-                {"type": "Percent", "value": 100, "periodSeconds": 120},
+                {"type": "Pods", "value": 1, "periodSeconds": 108},
+                {"type": "Percent", "value": 100, "periodSeconds": 108},
             ],
             "tolerance": "0",
         },
         "scaleDown": {
             "stabilizationWindowSeconds": 0,
             "selectPolicy": "Max",
-            "policies": [{"type": "Pods", "value": 16, "periodSeconds": 300}],
+            "policies": [{"type": "Pods", "value": 16, "periodSeconds": 270}],
             "tolerance": "0",
         },
     }
@@ -95,10 +95,12 @@ def settings(graph: Graph) -> GatewaySettings:
 
 
 def test_a_fixed_size_has_no_autoscaler(graphs: dict[str, Graph]) -> None:
-    for stack, gateways in ((LOCAL, 1), (STAGING, 2)):
-        assert not scaled(graphs[stack])
-        found = {name: each.inputs["spec"]["replicas"] for name, each in workloads(graphs[stack]).items()}
-        assert found.pop("gateway") == gateways and set(found.values()) == {1}
+    for stack, gateways, elastic in ((LOCAL, 1, {"engine-medium"}), (STAGING, 2, set())):
+        assert scaled(graphs[stack]).keys() == elastic
+        found = {name: each.inputs["spec"].get("replicas") for name, each in workloads(graphs[stack]).items()}
+        assert found.pop("gateway") == gateways
+        assert {name for name, replicas in found.items() if replicas is None} == elastic
+        assert {replicas for replicas in found.values() if replicas is not None} == {1}
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,12 @@ def test_a_raised_floor_is_kept_at_once_and_let_go_slowly() -> None:
         assert autoscaler.decide(LIMITS, index * SYNC_S).replicas == 40
 
 
+def test_without_load_a_class_comes_down_to_its_floor() -> None:
+    """A floor is no need: with a tenth of room above it, ten engines at a floor of ten would be eleven for ever."""
+    decisions = trajectory([300.0, *([0.0] * 240)], start=10)
+    assert decisions[-1].replicas == LIMITS.floor
+
+
 def test_a_decision_says_its_numbers() -> None:
     assert decide(steady(500)).text() == "12 from 10 (pace): in_flight needs 15.6"
     assert decide(steady(320)).text() == "10 (enough): in_flight needs 10.0"
