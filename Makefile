@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-simulator preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines drill-scaling bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ drill-metering: .venv/.flotilla-dev   ## kill gateways, tear journals, fail disk
 
 drill-billing: .venv/.flotilla-dev   ## a month of bills with all that goes wrong: late, twice, repriced, tampered with, rebuilt
 	@$(BIN)/python -m tests.drills.drill_billing $(ARGS)
+
+drill-scaling: .venv/.flotilla-dev kube-assets   ## one load for the simulated policy, the real KEDA and HPA, and the local scaler
+	@$(BIN)/python -m tests.drills.drill_scaling $(ARGS)
 
 bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
 	@$(BIN)/python tests/bench/bench_fetch.py

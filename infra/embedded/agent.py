@@ -29,6 +29,7 @@ from infra.embedded.forwarder import Forwarder
 from infra.embedded.pods import Pod, RestartPolicy
 from infra.embedded.processes import Membership, end_all
 from infra.embedded.rollout import PodView, decide_steps
+from infra.embedded.scaler import SYNC_S, LocalScaler
 from infra.embedded.state import State
 from serving.errors import UserError
 
@@ -55,6 +56,7 @@ class Agent:
         self._desired_error = ""
         self._port_errors: dict[int, str] = {}
         self._pods: dict[str, list[Pod]] = {}
+        self._scaler = LocalScaler()
         self._forwarders: dict[int, Forwarder] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._next_address = FIRST_POD_ADDRESS
@@ -70,6 +72,7 @@ class Agent:
         with contextlib.suppress(OSError):  # a stranger has the name: the long path serves all but sockets
             self.state.shortcut.unlink(missing_ok=True)
             self.state.shortcut.symlink_to(self.state.pods)
+        scaling = asyncio.create_task(self._scale())
         while not self._stop.is_set():
             try:
                 self._read_desired()
@@ -83,12 +86,30 @@ class Agent:
                 async with asyncio.timeout(TICK_S):
                     await self._changed.wait()
             self._changed.clear()
+        scaling.cancel()
         await self._drain()
 
     def stop(self) -> None:
         """Begins the end."""
         self._stop.set()
         self._changed.set()
+
+    async def _scale(self) -> None:
+        """Follows the sizes that gateways say, until cancelled."""
+        while True:
+            try:
+                if await self._scaler.sync(self._desired.workloads, self._ready_addresses):
+                    self._changed.set()
+            except Exception:  # sizes stay; the next look tries again
+                _log.exception("scaling failed")
+            await asyncio.sleep(SYNC_S)
+
+    def _ready_addresses(self, key: str) -> list[str]:
+        return [pod.identity.address for pod in self._pods.get(key, ()) if pod.ready]
+
+    def _sized(self) -> list[Workload]:
+        """The workloads, each with as many replicas as it should have now."""
+        return [msgspec.structs.replace(each, replicas=self._scaler.size(each)) for each in self._desired.workloads]
 
     def _read_desired(self) -> None:
         try:
@@ -131,7 +152,7 @@ class Agent:
         return []
 
     def _reconcile(self) -> None:
-        wanted = {workload.key: workload for workload in self._desired.workloads}
+        wanted = {workload.key: workload for workload in self._sized()}
         for key in set(self._pods) - set(wanted):
             self._stop_pods(self._pods[key])
         for key, workload in wanted.items():
@@ -199,13 +220,20 @@ class Agent:
                 )
             )
         workloads = []
-        for workload in self._desired.workloads:
+        for workload in self._sized():
             pods = self._pods.get(workload.key, [])
+            sized = self._scaler.says(workload)
             updated = [pod for pod in pods if pod.revision == workload.template.revision and not pod.is_stopping]
             num_ready = sum(pod.ready for pod in updated)
             workloads.append(
                 WorkloadStatus(
-                    key=workload.key, replicas=workload.replicas, ready=num_ready, updated=len(updated), pods=len(pods)
+                    key=workload.key,
+                    replicas=workload.replicas,
+                    ready=num_ready,
+                    updated=len(updated),
+                    pods=len(pods),
+                    desired=sized.desired if sized else None,
+                    reason=sized.reason if sized else "",
                 )
             )
         status = Status(

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from policies.autoscaling.pace import Pace
+
 MARKER = "FLOTILLA_CONTAINER"
 """Environment variable that every process of a container inherits: `<state tag>/<pod key>/<container>`."""
 
@@ -86,6 +88,19 @@ class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:10]
 
 
+class Scaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a workload is sized, as its ScaledObject has it: by a number that gateways export."""
+
+    minimum: int
+    maximum: int
+    series: str
+    labels: dict[str, str]
+    source: str
+    """Key of the workload that exports it."""
+    port: int
+    pace: Pace
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A Deployment, a StatefulSet, or a part of the machine's own furniture such as the cache."""
 
@@ -102,6 +117,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A StatefulSet's ordinals need not wait for each other when they start."""
     address: str = ""
     """Fixed address of an Infrastructure pod; others get a free one."""
+    scaling: Scaling | None = None
+    """With it, `replicas` is how many there are at first."""
 
     @property
     def key(self) -> str:
@@ -171,6 +188,9 @@ class WorkloadStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ready: int
     updated: int
     pods: int
+    desired: int | None = None
+    """Of a workload that is scaled: what its region's leading gateway says."""
+    reason: str = ""
 
     @property
     def is_settled(self) -> bool:

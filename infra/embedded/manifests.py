@@ -18,13 +18,14 @@ from infra.components.workloads.gateway_fleet import HOST_PORTS
 from infra.embedded.desired import Action, Container, Mount, Probe, Service, Template, Volume, Workload
 from infra.embedded.folders import FIELDS
 from infra.embedded.graph import Graph, Resource, substitute
+from infra.embedded.scaled_objects import SCALED_OBJECT, scaled
 from infra.stack_config.serving import HOST_IMAGE
 from serving.errors import UserError
 
 DEPLOYMENT, STATEFUL_SET = "kubernetes:apps/v1:Deployment", "kubernetes:apps/v1:StatefulSet"
 SERVICE, CONFIG_MAP, SECRET = "kubernetes:core/v1:Service", "kubernetes:core/v1:ConfigMap", "kubernetes:core/v1:Secret"
 CLAIM = "kubernetes:core/v1:PersistentVolumeClaim"
-REALISED_TYPES = (DEPLOYMENT, STATEFUL_SET, SERVICE, CONFIG_MAP, SECRET, CLAIM)
+REALISED_TYPES = (DEPLOYMENT, STATEFUL_SET, SERVICE, CONFIG_MAP, SECRET, CLAIM, SCALED_OBJECT)
 Lookup = Callable[[str, str], Any]
 
 
@@ -72,6 +73,8 @@ def render(graph: Graph, surroundings: Surroundings, lookup: Lookup) -> tuple[li
             raise UserError(f"{resource.urn}: {error} cannot be honoured on one machine", "leave it out of local") from error
         workloads.append(workload)
         labels[workload.key] = resource.inputs["spec"]["template"]["metadata"].get("labels", {})
+
+    workloads = scaled(workloads, graph)
 
     def service(resource: Resource) -> Service:
         namespace, _ = _identity(resource)

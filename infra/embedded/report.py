@@ -130,6 +130,13 @@ def render_status(status: Status | None) -> RenderableType:
         addresses = ", ".join(f"{name} {address}" for name, address in service.host_addresses.items())
         services.add_row(service.region, f"{service.namespace}/{service.name}", f"{service.ready}/{service.total}", addresses)
     parts: list[RenderableType] = [pods, Text(), services]
+    if any(workload.reason for workload in status.workloads):
+        scaled = _table("SCALED", "READY", "REPLICAS", "DESIRED", "WHY")
+        for workload in status.workloads:
+            if workload.reason:
+                desired = "?" if workload.desired is None else str(workload.desired)
+                scaled.add_row(workload.key, str(workload.ready), str(workload.replicas), desired, workload.reason)
+        parts += [Text(), scaled]
     if status.error:
         parts.append(Text(status.error, style="red"))
     return Group(*parts)

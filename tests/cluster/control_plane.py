@@ -26,6 +26,8 @@ from kube import Kube
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60, 10
+HPA_SYNC_S = 3.0
+"""Kubernetes' own is 15."""
 SERVICE_CIDR = "172.20.0.0/16"
 """EKS's default."""
 ISSUER = "https://kubernetes.default.svc"
@@ -68,8 +70,8 @@ class ControlPlane:
 
 
 @contextmanager
-def control_plane(assets: Path, folder: Path) -> Iterator[ControlPlane]:
-    """A control plane without a node, with every CRD; it is gone after the block.
+def control_plane(assets: Path, folder: Path, hpa_sync_s: float = HPA_SYNC_S) -> Iterator[ControlPlane]:
+    """A control plane without a node, with every CRD; it is gone after the block. Autoscalers look every `hpa_sync_s`.
 
     Raises:
         RuntimeError: a part did not start; the message ends with its log.
@@ -79,7 +81,7 @@ def control_plane(assets: Path, folder: Path) -> Iterator[ControlPlane]:
         assets, folder, Authority(folder, "kubernetes-ca"), folder / f"{ADMINISTRATOR}.kubeconfig", Kube.unconnected()
     )
     try:
-        _start_all(plane)
+        _start_all(plane, hpa_sync_s)
         yield plane
     finally:
         for process in reversed(plane._processes):
@@ -124,7 +126,7 @@ def tail(log: Path, num_lines: int = 30) -> str:
     return "\n".join([f"--- {log.name}", *lines])
 
 
-def _start_all(plane: ControlPlane) -> None:
+def _start_all(plane: ControlPlane, hpa_sync_s: float) -> None:
     folder = plane.folder
     authority, front_proxy = plane.authority, Authority(folder, "front-proxy-ca")
     serving = authority.sign("kube-apiserver", hosts=(HOST, "localhost", "kubernetes.default.svc"))
@@ -155,7 +157,7 @@ def _start_all(plane: ControlPlane) -> None:
             "--use-service-account-credentials",
             f"--service-account-private-key-file={accounts_key}",
             f"--root-ca-file={authority.pair.certificate}",
-            "--horizontal-pod-autoscaler-sync-period=3s",
+            f"--horizontal-pod-autoscaler-sync-period={hpa_sync_s:g}s",
             "--horizontal-pod-autoscaler-cpu-initialization-period=1s",
         ],
     )

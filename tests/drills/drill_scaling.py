@@ -1,0 +1,102 @@
+"""One policy, four consumers: the same load for the simulated policy, for the real KEDA and HPA, and for `flotilla up`'s scaler.
+
+Run by `make drill-scaling`; needs what `make kube-assets` builds. A series (ramp, spike, silence, recovery, scale-in) runs
+fifteen times as fast as in production: the leader looks and the HPA syncs each second in place of each fifteen, and every window
+of the policy is a fifteenth. Prints a picture, a table and one line of JSON; exits 1 where trajectories are further apart than
+one replica, one sync, and half a second for what a faster world does not shorten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from policies.autoscaling.policy import Limits, ScalingPolicy
+from tests.bench.bench_report import machine
+from tests.drills.scaling_realisers import realised
+from tests.drills.scaling_series import LOOK_S, Agreement, Phase, Series, agreements, changes, picture, simulated
+
+from kube_assets.build import AssetsError, locate  # isort: skip (beside the control plane, found by scaling_realisers)
+
+SPEED = 15.0
+TARGET = 32
+START = 4
+LATENCY_S = 0.5
+"""KEDA's question to Prometheus, its answer to the HPA, and the HPA's write take as long as ever, however short the times of
+scaling are: in production a thirtieth of a sync, here half of one."""
+# Stale after two and a half looks in place of three, which a clock's last digit would decide.
+POLICY = ScalingPolicy(target_in_flight=TARGET, stale_after_s=37.5).shortened(SPEED)
+LIMITS = Limits(floor=2, max_base=30)
+SERIES = Series(
+    (
+        Phase("ramp", 24, 3 * TARGET, 12 * TARGET),
+        Phase("spike", 16, 24 * TARGET),
+        Phase("silence", 20, None),
+        Phase("recovery", 20, 16 * TARGET),
+        Phase("scale-in", 130, 2 * TARGET),
+    )
+)
+
+
+def main() -> int:
+    """The drill."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--short", action="store_true", help="no more than a taste of each phase")
+    given = options.parse_args()
+    console = Console(soft_wrap=True, highlight=False)
+    series = Series(tuple(Phase(it.name, it.lasts_s / 3, it.begin, it.end) for it in SERIES.phases)) if given.short else SERIES
+    try:
+        assets = locate()
+    except AssetsError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+    sync_s = LOOK_S / SPEED
+    console.print(f"{series.lasts_s:.0f} s of load under KEDA and the local scaler, {SPEED:g} times as fast; {machine()}")
+    expected = simulated(series, POLICY, LIMITS, START, sync_s)
+    with tempfile.TemporaryDirectory(prefix="drill-scaling-") as folder:
+        found = realised(series, POLICY, LIMITS, START, sync_s, assets, Path(folder))
+    for line in picture(series, [expected, *found]):
+        console.print(line)
+
+    compared = {one.name: agreements(series, one, expected, sync_s + LATENCY_S) for one in found}
+    console.print(_table(compared))
+    reversals = {one.name: changes(one) for one in (expected, *found)}
+    holds = all(each.max_apart <= 1 for all_ in compared.values() for each in all_)
+    print(
+        json.dumps(
+            {
+                "drill": "scaling",
+                "speed": SPEED,
+                "sync_s": sync_s,
+                "latency_allowed_s": LATENCY_S,
+                "series_s": series.lasts_s,
+                "agreements": {name: [asdict(each) for each in all_] for name, all_ in compared.items()},
+                "turns": reversals,
+                "machine": machine(),
+                "holds": holds,
+            }
+        )
+    )
+    return 0 if holds else 1
+
+
+def _table(compared: dict[str, list[Agreement]]) -> Table:
+    table = Table(title="against the simulated policy, within one sync and 0.5 s", title_justify="left", box=None, pad_edge=False)
+    for name in ("scaler", "phase", "replicas apart, most", "time more than one apart", "lag for one replica, s"):
+        table.add_column(name, justify="left" if name in ("scaler", "phase") else "right")
+    for name, all_ in compared.items():
+        for each in all_:
+            table.add_row(name, each.phase, str(each.max_apart), f"{each.apart_ratio:.1%}", f"{each.lag_s:.1f}")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
