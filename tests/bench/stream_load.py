@@ -87,6 +87,8 @@ async def run(host: str, port: int, wire: bytes, *, num: int, per_s: float, num_
 
     async def one() -> None:
         try:
+            while free and free[-1].transport.is_closing():  # the server has had enough of it
+                free.pop()
             if free:
                 client = free.pop()
             else:
