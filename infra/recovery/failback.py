@@ -9,7 +9,7 @@ from infra.naming import CONTROL_PATH, REGION_HEALTH_PATH
 from infra.recovery.failover import check_key, end_takeover_items, lower_items, nothing, return_items, see_answers, thaw_items
 from infra.recovery.releases import missing_releases
 from infra.recovery.step import Run, Step
-from policies.failover.items import CONTROL, FREEZE, SHIPPED, TAKEOVER, Control, Freeze, Item, Shipped, Takeover
+from policies.failover.items import CONTROL, FREEZE, TAKEOVER, Control, Freeze, Item, Takeover
 from policies.failover.reports import FRESH_S
 
 REPLICATION_S = 120.0
@@ -49,13 +49,12 @@ def _check_shipped(run: Run) -> str:
 
 
 def _see_shipped(run: Run) -> str | None:
-    """Every gateway of the region says that no sealed segment waits on its volume."""
+    """Every shipper of the region that is heard of says that no sealed segment waits on its volume."""
     now_s = run.clock()
-    fresh = [its for its in run.seat.reports() if its.region == run.lost and now_s - its.at_s <= FRESH_S]
-    waiting = [run.seat.get(Shipped, (SHIPPED, f"{its.region}#{its.gateway}")) for its in fresh]
-    if not waiting or any(told is None or now_s - told.at_s > FRESH_S or told.num_waiting for told in waiting):
+    fresh = [told for told in run.seat.shipped(run.lost) if now_s - told.at_s <= FRESH_S]
+    if not fresh or any(told.num_waiting for told in fresh):
         return None
-    return f"{len(waiting)} gateways of {run.lost} have shipped all that their volumes held"
+    return f"{len(fresh)} shippers of {run.lost} have shipped all that their volumes held"
 
 
 def _see_return(run: Run) -> str | None:

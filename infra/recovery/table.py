@@ -12,7 +12,7 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.recovery.guard import Guard, explain
-from policies.failover.items import REPORT, Item, Report, pack, unpack
+from policies.failover.items import REPORT, SHIPPED, Item, Report, Shipped, pack, unpack
 
 ItemT = TypeVar("ItemT")
 _serialize, _deserialize = TypeSerializer().serialize, TypeDeserializer().deserialize
@@ -71,6 +71,17 @@ class FailoverTable:
             "query", KeyConditionExpression="pk = :pk", ExpressionAttributeValues={":pk": {"S": REPORT}}, ConsistentRead=True
         )
         return [unpack(Report, _unpack_values(item)) for item in found["Items"]]
+
+    def shipped(self, region: str) -> Iterable[Shipped]:
+        """What shippers of `region` last said of their volumes."""
+        found = self._call(
+            "query",
+            KeyConditionExpression="pk = :pk AND begins_with(sk, :region)",
+            ExpressionAttributeValues={":pk": {"S": SHIPPED}, ":region": {"S": f"{region}#"}},
+            ConsistentRead=True,
+        )
+        told = [_unpack_values(item) for item in found["Items"]]
+        return [unpack(Shipped, values) for values in told if "num_waiting" in values]
 
     def _call(self, operation: str, **arguments: Any) -> Any:
         try:

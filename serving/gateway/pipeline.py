@@ -20,6 +20,7 @@ engine anything.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 
 import structlog
@@ -69,6 +70,8 @@ class Pipeline:
         self.idle = asyncio.Event()
         """Set while no request is being served."""
         self.idle.set()
+        self.in_flight: Counter[tuple[str, str]] = Counter()
+        """Requests at engines or on their way there, by class and band."""
         self._num_running = 0
         self._settings = settings
         self._gateway = gateway
@@ -151,10 +154,12 @@ class Pipeline:
         )
         in_flight = self._metrics.in_flight.labels(call.model)
         in_flight.inc()
+        self.in_flight[call.model, principal.tenant.band] += 1
         try:
             await self._generate(exchange, call, principal, model, context, request, response, reservation)
         finally:
             in_flight.dec()
+            self.in_flight[call.model, principal.tenant.band] -= 1
             if reservation is not None:
                 await self._limiter.settle(reservation, call.used_tokens)
 

@@ -20,6 +20,7 @@ from botocore.config import Config
 from fastapi import FastAPI
 
 from policies.failover.region_health import why_not
+from serving.control_table import ControlTable
 from serving.gateway.admin import AdminParts
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
@@ -35,6 +36,7 @@ from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
+from serving.gateway.region_report import Reporter
 from serving.gateway.releases import ReleaseBook, ReleaseReader
 from serving.gateway.route import Pool
 from serving.gateway.scaling.leader import LEASE_LOOKS, MEMORY_LOOKS, Leader
@@ -160,7 +162,7 @@ class Service:
         }
         dispatcher = Dispatcher(settings.timeouts.connect_s)
         self._parts = authenticator, context, limiter, dispatcher
-        self._pipeline = Pipeline(
+        self._pipeline = pipeline = Pipeline(
             settings,
             gateway=self._gateway,
             authenticator=authenticator,
@@ -172,7 +174,18 @@ class Service:
             journal=self._journal,
             metrics=self.metrics,
         )
-        controls = Controls(clients.keys, settings.tables.failover, settings.region)
+        control_table = ControlTable(clients.keys, settings.tables.failover)
+        controls = Controls(control_table, settings.region)
+        reporter = Reporter(
+            control_table,
+            region=settings.region,
+            gateway=self._gateway,
+            models=settings.models,
+            pools=pools,
+            releases=releases,
+            in_flight=lambda: pipeline.in_flight,
+            floors=controls.floors,
+        )
 
         def region_health() -> list[str]:
             ready = {name: sum(engine.endpoint.is_ready for engine in pool.engines) for name, pool in pools.items()}
@@ -183,11 +196,14 @@ class Service:
         with suppress(TimeoutError):
             await asyncio.wait_for(releases.refresh(), FIRST_RELEASES_S)
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
-        self._tasks.append(asyncio.create_task(controls.run()))
+        self._tasks += [asyncio.create_task(controls.run()), asyncio.create_task(reporter.run())]
         self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
         every_s = settings.scaling_every_s
         lease = Lease(settings.cache_url, self._gateway, every_s * LEASE_LOOKS, every_s * MEMORY_LOOKS)
-        self._leader = Leader(settings.models, pools, lease, self.metrics.first_tokens, self.metrics.exported, every_s=every_s)
+        said = self.metrics
+        self._leader = Leader(
+            settings.models, pools, lease, said.first_tokens, said.exported, every_s=every_s, floors=controls.floors
+        )
         self._tasks.append(asyncio.create_task(self._leader.run()))
         for model in settings.models:
             self._tasks.append(asyncio.create_task(watch(self._source, model, pools[model.model_class].update)))

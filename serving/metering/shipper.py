@@ -1,8 +1,8 @@
 """The shipper's process: `python -m serving.metering.shipper`, beside the gateway in its pod, on the same journal volume.
 
-Environment: FLOTILLA_SETTINGS_FILE (GatewaySettings), FLOTILLA_JOURNAL_DIR, FLOTILLA_POD_IP; AWS_ENDPOINT_URL for an emulated
-AWS. It answers /livez, /readyz and /metrics on port 8082. Ready means that the journal can be read: an AWS that is down is
-shown by the backlog's metrics and must not take the pod, and so the gateway, out of service.
+Environment: FLOTILLA_SETTINGS_FILE (GatewaySettings), FLOTILLA_JOURNAL_DIR, FLOTILLA_POD_NAME, FLOTILLA_POD_IP; AWS_ENDPOINT_URL
+for an emulated AWS. It answers /livez, /readyz and /metrics on port 8082. Ready means that the journal can be read: an AWS that
+is down is shown by the backlog's metrics and must not take the pod, and so the gateway, out of service.
 
 At SIGTERM both containers of a pod stop together. The gateway drains and seals its last segment, which frees its lock; so the
 shipper goes on until no writer lives and nothing waits, at most until `drain_s` and a little more have passed, then exits 0.
@@ -27,12 +27,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from policies.failover.reports import REPORT_PERIOD_S
 from serving import series
+from serving.control_table import ControlTable
 from serving.errors import UserError
 from serving.metering.books import Books
 from serving.metering.engine_counts import reconcile_once
 from serving.metering.recovery import Recovered
 from serving.metering.shipping import TAKE_OVER_AFTER_S, BackOff, Destination, Shipper
+from serving.metering.takeover import Takeovers
 from serving.metrics import CONTENT_TYPE, make
 from serving.process import Server, configure_logs, refuse
 from serving.settings import GatewaySettings, SettingsError, load
@@ -168,6 +171,16 @@ def reconcile(books: Books, region: str, metrics: Metrics) -> None:
         write("usage reconciled with engines' counters", hour=found.hour, num_lives=len(found.lives), unexplained=unexplained)
 
 
+def obey(takeovers: Takeovers) -> None:
+    """Look for takeovers, for ever. What fails is tried again at the next look."""
+    while True:
+        try:
+            takeovers.look()
+        except (BotoCoreError, ClientError, ValueError, UserError) as error:
+            log.warning("takeovers cannot be looked after", error=str(error))
+        time.sleep(REPORT_PERIOD_S)
+
+
 async def serve(rounds: Rounds, app: FastAPI, host: str, drain_s: float) -> None:
     """Run rounds until SIGTERM or SIGINT, then until nothing is left to ship or the time is up."""
     stop = asyncio.Event()
@@ -198,7 +211,7 @@ def main(env: Mapping[str, str] = os.environ) -> int:
     configure_logs()
     try:
         settings = load(GatewaySettings, Path(env["FLOTILLA_SETTINGS_FILE"]))
-        directory, host = Path(env["FLOTILLA_JOURNAL_DIR"]), env["FLOTILLA_POD_IP"]
+        directory, host, pod = Path(env["FLOTILLA_JOURNAL_DIR"]), env["FLOTILLA_POD_IP"], env["FLOTILLA_POD_NAME"]
         directory.mkdir(parents=True, exist_ok=True)
     except KeyError as error:
         return refuse("shipper", f"{error.args[0]} is not set")
@@ -213,11 +226,21 @@ def main(env: Mapping[str, str] = os.environ) -> int:
         settings.tables.ledger,
     )
     metrics = Metrics()
-    rounds = Rounds(Shipper(directory, destination, settings.journal.retain_h * SECONDS_PER_HOUR, metrics), metrics, directory)
+    shipper = Shipper(directory, destination, settings.journal.retain_h * SECONDS_PER_HOUR, metrics)
+    rounds = Rounds(shipper, metrics, directory)
     books = Books(destination.s3, destination.dynamodb, settings.archive_bucket, settings.tables.ledger)
+    takeovers = Takeovers(
+        ControlTable(destination.dynamodb, settings.tables.failover),
+        books,
+        region=settings.region,
+        gateway=pod,
+        num_waiting=lambda: shipper.backlog().num_segments,
+    )
 
-    # A daemon: an hour takes a while to reconcile, and must not hold up the end of a process that has shipped all.
+    # Daemons: an hour takes a while to reconcile, a lost region's archive to account for, and neither must hold up the end of a
+    # process that has shipped all.
     threading.Thread(target=reconcile, args=(books, settings.region, metrics), name="reconcile", daemon=True).start()
+    threading.Thread(target=obey, args=(takeovers,), name="takeovers", daemon=True).start()
     asyncio.run(serve(rounds, build_app(rounds, metrics), host, settings.drain_s))
     return 0
 

@@ -35,11 +35,6 @@ Floors = Callable[[], Mapping[str, int]]
 """Floors by class that somebody has raised, such as a failover to this region; at once, from memory."""
 
 
-def no_floors() -> Mapping[str, int]:
-    """Nobody has raised any."""
-    return {}
-
-
 class _Class:
     """A class that is led."""
 
@@ -62,7 +57,7 @@ class Leader:
         exported: Exported,
         *,
         every_s: float,
-        floors: Floors = no_floors,
+        floors: Floors,
     ) -> None:
         self._classes = [_Class(model, model.scaling, pools[model.model_class]) for model in models if model.scaling]
         self._lease, self._first_tokens, self._exported = lease, first_tokens, exported

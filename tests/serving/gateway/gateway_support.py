@@ -510,7 +510,7 @@ async def running_gateway(
         metrics=metrics,
     )
     unready: list[str] = []
-    controls = Controls(cast(Any, None), "failover", settings.region)
+    controls = Controls(cast(Any, None), settings.region)
     ledger = LedgerOf(journal)
     app = build_app(pipeline, authenticator, models_, releases, lambda: unready, controls, lambda: unready, ledger.usage)
     engines = [FakeEngine() for _ in range(num_engines)]

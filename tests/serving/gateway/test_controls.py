@@ -13,6 +13,7 @@ from moto import mock_aws
 
 from policies.failover.controls import Verdict
 from policies.failover.items import Control, pack
+from serving.control_table import ControlTable
 from serving.gateway.controls import Controls
 
 EAST, WEST = "us-east-2", "us-west-2"
@@ -38,7 +39,7 @@ def say(table: Any, region: str, *, is_evacuated: bool) -> None:
 
 
 async def test_an_evacuation_is_told_and_taken_back(table: Any) -> None:
-    controls = Controls(table, "failover", WEST)
+    controls = Controls(ControlTable(table, "failover"), WEST)
     told = []
     for is_evacuated in (None, True, False):
         if is_evacuated is not None:
@@ -51,7 +52,7 @@ async def test_an_evacuation_is_told_and_taken_back(table: Any) -> None:
 
 async def test_an_evacuation_holds_while_the_table_cannot_be_read(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     say(table, EAST, is_evacuated=True)
-    controls = Controls(table, "failover", WEST)
+    controls = Controls(ControlTable(table, "failover"), WEST)
     await controls.refresh()
 
     def fails(**_: Any) -> None:
@@ -64,13 +65,13 @@ async def test_an_evacuation_holds_while_the_table_cannot_be_read(table: Any, mo
 
 async def test_who_has_never_read_the_table_says_that_nobody_is_evacuated(table: Any) -> None:
     table.delete_table(TableName="failover")
-    controls = Controls(table, "failover", WEST)
+    controls = Controls(ControlTable(table, "failover"), WEST)
     await controls.refresh()
     assert controls.of(EAST).verdict is Verdict.SERVING
 
 
 async def test_a_second_evacuation_that_would_leave_nobody_has_no_effect(table: Any) -> None:
-    controls = Controls(table, "failover", WEST)  # which is not asked any more once it is evacuated itself
+    controls = Controls(ControlTable(table, "failover"), WEST)  # which is not asked any more once it is evacuated itself
     for region in (EAST, WEST):
         say(table, region, is_evacuated=True)
         await controls.refresh()
@@ -78,6 +79,6 @@ async def test_a_second_evacuation_that_would_leave_nobody_has_no_effect(table: 
 
 
 async def test_a_region_that_no_control_names_is_not_evacuated(table: Any) -> None:
-    controls = Controls(table, "failover", WEST)
+    controls = Controls(ControlTable(table, "failover"), WEST)
     await controls.refresh()
     assert controls.of("mars-1").verdict is Verdict.SERVING

@@ -75,6 +75,7 @@ def process(settings_file: Path, folder: Any, aws: Any) -> Iterator[tuple[subpro
         "FLOTILLA_SETTINGS_FILE": str(settings_file),
         "FLOTILLA_JOURNAL_DIR": str(folder.path),
         "FLOTILLA_POD_IP": host,
+        "FLOTILLA_POD_NAME": "gateway-0",
         "AWS_ENDPOINT_URL": aws.endpoint_url,
     }
     shipper = subprocess.Popen([sys.executable, "-m", "serving.metering.shipper"], env=env, stdout=subprocess.PIPE, text=True)
