@@ -42,7 +42,6 @@ class RegionData(_Contract):
 class AllTables(Tables):
     """Names of every global table: the gateways' and those of features that keep state of their own."""
 
-    idempotency: str
     conversations: str
     batches: str
 

@@ -36,6 +36,8 @@ class Tables(_Frozen):
     registry: str
     tenants: str
     ledger: str
+    idempotency: str
+    """Claims on idempotency keys: `serving/gateway/claims.py`."""
     failover: str
     """Controls of the regions: `policies/failover/items.py`."""
 
@@ -129,6 +131,8 @@ class GatewaySettings(_Frozen):
     secrets: Secrets
     artifact_bucket: str
     archive_bucket: str
+    body_bucket: str
+    """Answers that are too large for an item of a table."""
     cache_url: str
     """`redis://host:port` of the region's cache."""
     models: tuple[ServedModel, ...]

@@ -25,6 +25,8 @@ from infra.providers import aws_provider
 from infra.stack_config import FoundationConfig
 from infra.stackref import FoundationOutputs, export
 
+EXPIRES_BY = {"idempotency": "expires_at"}
+"""Tables whose items go by themselves, and by which attribute: `serving.gateway.claims.EXPIRES_AT`."""
 TABLES = ("registry", "tenants", "ledger", "idempotency", "failover", "conversations", "batches")
 SECRETS = {
     "key-pepper": "Keys the HMAC under which API keys are stored.",
@@ -82,7 +84,10 @@ def build(program: Program[FoundationConfig]) -> None:
             at_home,
         )
     tables = {
-        what: GlobalTable(what, GlobalTableArgs(names.globally(what), home, key.arns), program.stack, at_home) for what in TABLES
+        what: GlobalTable(
+            what, GlobalTableArgs(names.globally(what), home, key.arns, EXPIRES_BY.get(what, "")), program.stack, at_home
+        )
+        for what in TABLES
     }
     secrets = {
         what: ReplicatedSecret(

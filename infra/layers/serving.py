@@ -237,6 +237,7 @@ def _gateway_settings(
         secrets=foundation.secrets,
         artifact_bucket=foundation.regions[region].artifact_bucket,
         archive_bucket=foundation.regions[region].archive_bucket,
+        body_bucket=foundation.regions[region].body_bucket,
         cache_url=cache_url,
         models=tuple(_served_model(program, model_class) for model_class in sorted(environment.models)),
         journal=JournalSettings(seal_after_s=program.config.gateway.usage_ships_after_s),

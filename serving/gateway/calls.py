@@ -44,6 +44,9 @@ class Call:
     error: str = ""
     seat: Seat | None = None
     """The place at the engine that was asked last."""
+    claim: str = ""
+    event_id: str = ""
+    """The claim on its idempotency key, and the event that was named in it; empty where it came without a key."""
     meter: Meter | None = None
     """There from the moment that the request is about to be paid for."""
 

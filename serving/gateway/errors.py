@@ -69,6 +69,18 @@ RATE_LIMIT_EXCEEDED = ErrorKind(
     "rate_limit_exceeded", 429, "rate_limit_error", "The tenant's limit is used up; `Retry-After` says for how long."
 )
 
+IDEMPOTENCY_IN_FLIGHT = ErrorKind(
+    "idempotency_in_flight", 409, _REQUEST, "A request with this Idempotency-Key is being served, or its gateway is not back yet."
+)
+IDEMPOTENCY_RESULT_LOST = ErrorKind(
+    "idempotency_result_lost", 410, _REQUEST, "The answer to this Idempotency-Key was lost; only a new key generates anew."
+)
+IDEMPOTENCY_KEY_REUSED = ErrorKind(
+    "idempotency_key_reused", 422, _REQUEST, "The Idempotency-Key was used with another request within 24 hours."
+)
+IDEMPOTENCY_UNAVAILABLE = ErrorKind(
+    "idempotency_unavailable", 503, _SERVER, "Whether the Idempotency-Key was used cannot be told, so nothing is generated."
+)
 METERING_UNAVAILABLE = ErrorKind("metering_unavailable", 503, _SERVER, "Usage cannot be made durable, so nothing is generated.")
 ENGINE_UNAVAILABLE = ErrorKind(
     "engine_unavailable", 503, _SERVER, "No engine is ready, or those asked broke off before their first token."

@@ -1,7 +1,8 @@
-"""The one path from a request to its settled bill. Read `_serve`, then `_generate`, then `attempts.py`.
+"""The one path from a request to its settled bill. Read `_serve`, `_admit`, `_generate`, then `attempts.py`.
 
     auth      who asks, from the API key alone
     validate  what is asked, from a closed list of bounded fields
+    claim     with an Idempotency-Key: a request that came before is answered as before, and nothing below happens again
     models    which class serves it
     context   how long the prompt is, and what may follow it
     limits    what it may cost is reserved
@@ -25,7 +26,7 @@ from contextlib import suppress
 
 import structlog
 
-from serving.gateway import embeddings, errors, responses, resume, settle, validate
+from serving.gateway import embeddings, errors, idempotency, responses, resume, settle, validate
 from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, mint_request_id, record
@@ -34,6 +35,7 @@ from serving.gateway.dispatch import Dispatcher
 from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import BodyBroken, BodyTooLarge, BodyTooSlow, ClientGone, Exchange, Headers
+from serving.gateway.idempotency import Idempotency
 from serving.gateway.limits import EXPECTED_OUTPUT_TOKENS, Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
@@ -65,6 +67,7 @@ class Pipeline:
         pools: dict[str, Pool],
         dispatcher: Dispatcher,
         journal: UsageJournal,
+        claims: Idempotency,
         metrics: Metrics,
     ) -> None:
         self.idle = asyncio.Event()
@@ -81,6 +84,7 @@ class Pipeline:
         self._limiter = limiter
         self._attempts = Attempts(settings.timeouts, pools, dispatcher, metrics)
         self._journal = journal
+        self._claims = claims
         self._metrics = metrics
 
     async def run(self, exchange: Exchange) -> None:
@@ -121,7 +125,7 @@ class Pipeline:
                 await self._limiter.settle(reservation, 0)
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
-        """auth → validate → models → context → limits, then the engine's part.
+        """auth → validate; and with a key of its own the request is served once, however often it comes.
 
         Raises:
             ApiError: the answer, where nothing has been sent yet.
@@ -140,6 +144,29 @@ class Pipeline:
         else:
             request = validate.parse(call.endpoint, body, max_depth=self._settings.max_json_depth)
 
+        async def run(to: Exchange) -> None:
+            await self._admit(to, call, principal, request, response)
+
+        key = idempotency.key_of(exchange.headers)
+        if key is None:
+            await run(exchange)
+        else:
+            await self._claims.serve(exchange, call, key, body, run)
+
+    async def _admit(
+        self,
+        exchange: Exchange,
+        call: Call,
+        principal: Principal,
+        request: validate.Request | EmbeddingsRequest,
+        response: responses.ResponsesRequest | None,
+    ) -> None:
+        """models → context → limits, then the engine's part.
+
+        Raises:
+            ApiError: the answer, where nothing has been sent yet.
+            ClientGone: as it says.
+        """
         model = self._models.choose(request.model, principal.tenant)
         call.model = model.model_class
 
@@ -260,7 +287,7 @@ class Pipeline:
         opened_at_ms = settle.now_ms()
         rate = self._models.rate(model, opened_at_ms)
         opened = UsageOpen(
-            event_id=settle.mint_event_id(),
+            event_id=call.event_id or settle.mint_event_id(),
             tenant=principal.tenant.id,
             key_id=principal.key_id,
             model=model.model_class,
@@ -275,6 +302,7 @@ class Pipeline:
             cached_input_micro_usd_per_mtok=rate.cached_input_micro_usd_per_mtok,
             output_micro_usd_per_mtok=rate.output_micro_usd_per_mtok,
             request_id=call.request_id,
+            claim=call.claim,
         )
         return Meter(self._journal, self._settings.journal, opened, num_choices * context.max_tokens)
 

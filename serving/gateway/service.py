@@ -25,6 +25,7 @@ from serving.gateway.admin import AdminParts
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
 from serving.gateway.cache_watch import watch_caches
+from serving.gateway.claims import ClaimTable, Owner
 from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
 from serving.gateway.discovery import Source, watch
@@ -32,6 +33,7 @@ from serving.gateway.dispatch import Dispatcher
 from serving.gateway.engine_counter import EngineCounter
 from serving.gateway.engine_watch import watch_engines
 from serving.gateway.exchange import Exchange
+from serving.gateway.idempotency import Idempotency
 from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
@@ -57,6 +59,8 @@ log = structlog.get_logger()
 
 FIRST_RELEASES_S = 5.0
 """How long the first look at registry and bucket may hold up the start."""
+CLAIM_SLACK_S = 60.0
+"""Beyond the longest request and its drain, until a claim on an idempotency key that nobody has settled is given up."""
 ABANDON_S = 5.0
 """Requests that are cut at the end of a drain have this long to be recorded."""
 
@@ -68,6 +72,8 @@ class Clients:
     secrets: SecretsManagerClient
     keys: DynamoDBClient
     """Reads keys while a request waits: gives up soon."""
+    claims: DynamoDBClient
+    """The same, of the home region: idempotency keys."""
     near: DynamoDBClient
     home: DynamoDBClient
     s3: S3Client
@@ -82,6 +88,7 @@ class Clients:
         return cls(
             secrets=cast("SecretsManagerClient", aws_client("secretsmanager", near, endpoint_url)),
             keys=boto3.client("dynamodb", region_name=near, endpoint_url=endpoint_url or None, config=quick),
+            claims=boto3.client("dynamodb", region_name=home, endpoint_url=endpoint_url or None, config=quick),
             near=cast("DynamoDBClient", aws_client("dynamodb", near, endpoint_url)),
             home=cast("DynamoDBClient", aws_client("dynamodb", home, endpoint_url)),
             s3=cast("S3Client", aws_client("s3", near, endpoint_url)),
@@ -104,6 +111,7 @@ class Service:
         self._journal: Journal | None = None
         self._pipeline: Pipeline | None = None
         self._parts: tuple[Authenticator, ContextCounter, Limiter, Dispatcher] | None = None
+        self._claims: Idempotency | None = None
         self._leader: Leader | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -162,6 +170,15 @@ class Service:
         }
         dispatcher = Dispatcher(settings.timeouts.connect_s)
         self._parts = authenticator, context, limiter, dispatcher
+        claim_table = ClaimTable(
+            clients.claims,
+            settings.tables.idempotency,
+            clients.s3,
+            settings.body_bucket,
+            Owner(settings.region, self._gateway, journal.epoch),
+            longest_request_s=settings.timeouts.request_s + settings.drain_s + CLAIM_SLACK_S,
+        )
+        self._claims = Idempotency(claim_table, self._journal_dir)
         self._pipeline = pipeline = Pipeline(
             settings,
             gateway=self._gateway,
@@ -172,6 +189,7 @@ class Service:
             pools=pools,
             dispatcher=dispatcher,
             journal=self._journal,
+            claims=self._claims,
             metrics=self.metrics,
         )
         control_table = ControlTable(clients.keys, settings.tables.failover)
@@ -197,6 +215,7 @@ class Service:
             await asyncio.wait_for(releases.refresh(), FIRST_RELEASES_S)
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
         self._tasks += [asyncio.create_task(controls.run()), asyncio.create_task(reporter.run())]
+        self._tasks.append(asyncio.create_task(self._claims.announce()))
         self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
         every_s = settings.scaling_every_s
         lease = Lease(settings.cache_url, self._gateway, every_s * LEASE_LOOKS, every_s * MEMORY_LOOKS)
@@ -225,6 +244,8 @@ class Service:
         await self._source.aclose()
         if self._leader is not None:
             await self._leader.aclose()
+        if self._claims is not None:
+            self._claims.close()
         if self._parts is not None:
             authenticator, context, limiter, dispatcher = self._parts
             await dispatcher.aclose()

@@ -56,6 +56,8 @@ class Meter:
         self.first_asked_s: float | None = None
         self.first_token_s: float | None = None
         self.last_token_s = 0.0
+        self.outcome: Outcome | None = None
+        """How it ended; None while it runs, and where it was never opened."""
         self.first_sent_s: float | None = None
         """When the first byte of content went to the client."""
         self._journal = journal
@@ -119,6 +121,7 @@ class Meter:
             outcome = Outcome.NOT_SERVED
         if outcome is Outcome.FINISHED and self.first_sent_s is None:
             self.first_sent_s = now_s
+        self.outcome = outcome
         is_billed = outcome is not Outcome.NOT_SERVED
         record = UsageClose(
             open=self.opened,

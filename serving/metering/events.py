@@ -81,6 +81,8 @@ class UsageOpen(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """The conversation was shortened before the engine was asked."""
     is_batch: bool = False
     """Priced as a batch."""
+    claim: str = ""
+    """The claim on its idempotency key (`serving.gateway.claims`); empty where it came without one."""
 
 
 class UsageProgress(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):

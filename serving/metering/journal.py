@@ -115,6 +115,11 @@ class Journal:
         return cls(*await asyncio.to_thread(take_over), on_commit)
 
     @property
+    def epoch(self) -> int:
+        """This life of the writer; greater than that of any before."""
+        return self._writer.epoch
+
+    @property
     def healthy(self) -> bool:
         """Records can be made durable now."""
         return not self.reason

@@ -169,6 +169,7 @@ def _opened(event: UsageOpen) -> dict[str, Any]:
     """What a row has of its event's OPEN."""
     values = msgspec.structs.asdict(event)
     values["counted_prompt_tokens"] = values.pop("prompt_tokens")
+    del values["claim"]  # how a request may be sent again is no part of its bill
     return values
 
 

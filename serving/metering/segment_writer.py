@@ -87,7 +87,7 @@ class SegmentWriter:
         self._directory = lock.directory
         self._source = lock.source
         self._settings = settings
-        self._epoch = lock.next_epoch(time.time_ns() // 1_000_000)
+        self.epoch = lock.next_epoch(time.time_ns() // 1_000_000)
         self._next_seq = 0
         self._current: _Current | None = None
         self._unsealed: list[tuple[Path, int]] = []
@@ -202,11 +202,11 @@ class SegmentWriter:
         """
         if self._current is None and self.reason and time.monotonic() < self._retry_at_s:
             raise JournalUnavailable(self.reason)
-        name = SegmentName(self._source, self._epoch, self._next_seq)
+        name = SegmentName(self._source, self.epoch, self._next_seq)
         path = self._directory / f"{name.stem}{OPEN}"
         temporary = path.with_name(path.name + TEMPORARY)
         head = (
-            encode_header(SegmentHeader(self._source, self._epoch, self._next_seq, time.time_ns() // 1_000_000))
+            encode_header(SegmentHeader(self._source, self.epoch, self._next_seq, time.time_ns() // 1_000_000))
             + self._events.head()
         )
         descriptor, is_visible = -1, False

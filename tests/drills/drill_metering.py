@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.drills.metering import cuts, disk, late, storm, throughput
+from tests.drills.metering import cuts, disk, late, retries, storm, throughput
 from tests.drills.metering.judge import Verdict, judge, truths_of
 from tests.drills.metering.report import Part, table_of
 from tests.drills.metering.world import ROOT, DrillWorld, drill_world
@@ -205,6 +205,34 @@ def _disk_part(name: str, world: DrillWorld, trouble: disk.Trouble) -> Part:
     return part
 
 
+def run_retries(options: argparse.Namespace, folder: Path) -> list[Part]:
+    part = Part("retries")
+    with drill_world(folder) as world:
+        prepare(world, [f"gateway-{number}" for number in range(3)], options.seed)
+        say(f"retries: {options.retries} over {options.keys} keys, {options.retry_kills} kills of gateways")
+        running = retries.Retries(world, options.seed, options.keys, options.retries)
+        asyncio.run(running.run(options.retry_kills, say))
+        truths = truths_of(record for twin in world.twin_requests() for record in twin)
+        found = retries.tally(running, storm.sealed_segments(world), truths)
+    answers, asked = running.asked.answers, running.asked
+    part.show("keys", "num_keys", options.keys)
+    part.show("attempts", "num_attempts", answers.total(), answers.total() >= options.keys + options.retries)
+    for what in ("generated", "replayed", "cut", "unheard", retries.IN_FLIGHT, retries.LOST):
+        part.show(f"of these {what}", f"num_{what}", answers[what])
+    strange = answers.total() - sum(
+        answers[what] for what in ("generated", "replayed", "cut", "unheard", retries.IN_FLIGHT, retries.LOST)
+    )
+    part.show("any other answer", "num_other", strange, strange == 0)
+    part.show("gateway SIGKILLs", "num_gateway_kills", asked.num_kills)
+    part.show("keys whose answer was lost with a gateway", "num_keys_lost", len(asked.lost), len(asked.lost) < options.keys / 2)
+    part.show("keys generated more than once", "num_generated_twice", found.num_generated_twice, not found.num_generated_twice)
+    part.show("keys billed more than once", "num_billed_twice", found.num_billed_twice, not found.num_billed_twice)
+    part.show("keys generated and not billed", "num_unbilled", found.num_unbilled, not found.num_unbilled)
+    part.show("keys with two different answers", "num_unlike", found.num_unlike, not found.num_unlike)
+    part.show("keys answered whole and then called lost", "num_answered_and_lost", found.num_both, not found.num_both)
+    return [part]
+
+
 def run_journal(options: argparse.Namespace, folder: Path) -> list[Part]:
     part = Part("journal")
     say(f"journal: {options.events} events, and SQLite beside it, in turns")
@@ -248,6 +276,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], list[Part]]] = {
     "control": run_control,
     "cuts": run_cuts,
     "disk": run_disk,
+    "retries": run_retries,
     "journal": run_journal,
     "latency": run_latency,
 }
@@ -263,6 +292,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--late-segments", type=int, default=20, help="that make the hour")
     parser.add_argument("--control-requests", type=int, default=1000)
     parser.add_argument("--cuts", type=int, default=10_000, help="streams that are cut")
+    parser.add_argument("--keys", type=int, default=500, help="idempotency keys")
+    parser.add_argument("--retries", type=int, default=10_000, help="over all keys")
+    parser.add_argument("--retry-kills", type=int, default=10, help="of gateways meanwhile")
     parser.add_argument("--events", type=int, default=100_000, help="through the journal, three times")
     parser.add_argument("--rounds", type=int, default=5, help="of latency")
     parser.add_argument("--seed", type=int, default=8)

@@ -11,14 +11,14 @@ from tests.drills import drill_metering
 WRONGS = ("num_lost", "num_doubled", "num_inexact", "num_over", "num_under")
 SHORT = [
     "--requests", "800", "--kills", "6", "--valkey-kills", "2", "--late-segments", "2", "--control-requests", "500",
-    "--cuts", "300",
+    "--cuts", "300", "--keys", "40", "--retries", "400", "--retry-kills", "3",
 ]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_whatever_is_killed_torn_full_or_throttled_every_bill_is_what_arrived() -> None:
-    only = [argument for name in ("storm", "control", "cuts", "disk") for argument in ("--only", name)]
+    only = [argument for name in ("storm", "control", "cuts", "disk", "retries") for argument in ("--only", name)]
     found = {part.name: part.figures for part in drill_metering.run(drill_metering.parse([*SHORT, *only]))}
     assert {name: [figures[kind] for kind in WRONGS] for name, figures in found.items() if "num_over" in figures} == {
         name: [0] * len(WRONGS) for name in ("storm", "cuts", "EIO", *(["disk full"] if os.geteuid() == 0 else []))
@@ -30,4 +30,7 @@ def test_whatever_is_killed_torn_full_or_throttled_every_bill_is_what_arrived() 
     assert found["late"]["num_different"] == 0
     assert found["cuts"]["num_exact"] == 300
     assert found["cuts"]["num_leaked"] == 0
+    again = found["retries"]
+    assert [again[f"num_{wrong}"] for wrong in ("generated_twice", "billed_twice", "unbilled", "unlike", "other")] == [0] * 5
+    assert again["num_generated"] + again["num_replayed"] > 40
     assert found["control"]["num_lost"] > 0, "the check has teeth"

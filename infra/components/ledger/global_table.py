@@ -19,6 +19,8 @@ class GlobalTableArgs:
     table: str
     home_region: str
     kms_key_arns: Mapping[str, pulumi.Output[str]]
+    expires_by: str = ""
+    """Attribute with the Unix second from which DynamoDB may remove an item; empty for a table that keeps everything."""
 
 
 class GlobalTable(Component):
@@ -43,6 +45,7 @@ class GlobalTable(Component):
             server_side_encryption={"enabled": True, "kms_key_arn": args.kms_key_arns[args.home_region]},
             point_in_time_recovery={"enabled": True},
             deletion_protection_enabled=True,
+            ttl={"attribute_name": args.expires_by, "enabled": True} if args.expires_by else None,
             replicas=[
                 {
                     "region_name": region,

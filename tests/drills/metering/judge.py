@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.metering.events import Outcome
-from serving.metering.ledger import LedgerRow
+from serving.metering.rows import LedgerRow
 
 from .clients import Seen
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.metering.framing import decode_segment
-from serving.metering.ledger import LedgerRow, ledger_hash, read_rows, row_of
+from serving.metering.ledger import read_rows
+from serving.metering.rows import LedgerRow, ledger_hash, row_of
 from serving.target import aws_client
 
 from .storm import FOREVER_MS

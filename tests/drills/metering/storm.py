@@ -23,8 +23,9 @@ from typing import Any
 
 from serving.metering.events import CountSource, Outcome, UsageClose
 from serving.metering.framing import decode_segment, encode_record, open_events
-from serving.metering.ledger import LedgerRow, ledger_hash, read_rows, row_of
+from serving.metering.ledger import read_rows
 from serving.metering.recovery import recover, seal
+from serving.metering.rows import LedgerRow, ledger_hash, row_of
 from serving.metering.segments import OPEN, SEALED, list_segments
 
 from .clients import Clients, Seen, chat

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for gateway_support, which imp
 
 from gateway_support import Gateway, make_settings, running_gateway, train_tokenizer
 
+from serving.gateway.claims import ClaimTable
+
 MakeGateway = Callable[..., AbstractAsyncContextManager[Gateway]]
 
 
@@ -29,9 +31,11 @@ async def make_gateway(tokenizer_json: bytes) -> AsyncIterator[Callable[..., Any
     """`await make_gateway(num_engines=2, **settings)` gives a gateway that lives as long as the test."""
     async with AsyncExitStack() as stack:
 
-        async def make(*, num_engines: int = 1, has_fast_path: bool = True, **settings: Any) -> Gateway:
+        async def make(
+            *, num_engines: int = 1, has_fast_path: bool = True, claims: ClaimTable | None = None, **settings: Any
+        ) -> Gateway:
             running = running_gateway(
-                tokenizer_json, make_settings(**settings), num_engines=num_engines, has_fast_path=has_fast_path
+                tokenizer_json, make_settings(**settings), num_engines=num_engines, has_fast_path=has_fast_path, claims=claims
             )
             return await stack.enter_async_context(running)
 

@@ -30,7 +30,7 @@ from serving.target import RegionTarget, Target, aws_client
 REGION = "us-east-2"
 ADMIN_KEY = "admin-key"
 SECRETS = {"pepper": "a pepper", "salt": "a salt", "admin": ADMIN_KEY}
-TABLES = ("registry", "tenants", "ledger", "failover")
+TABLES = ("registry", "tenants", "ledger", "idempotency", "failover")
 addresses = (f"127.{os.getpid() % 200 + 20}.{number // 250}.{number % 250 + 2}" for number in itertools.count())
 
 
@@ -139,7 +139,8 @@ def running_world(folder: Path, tokenizer_json: bytes, window: int = 2048) -> It
         while not listens(port):
             assert aws.poll() is None and time.monotonic() < deadline_s
             time.sleep(0.05)
-        world.client("s3").create_bucket(Bucket="artifacts", CreateBucketConfiguration={"LocationConstraint": REGION})
+        for bucket in ("artifacts", "bodies"):
+            world.client("s3").create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
         for name in TABLES:
             world.client("dynamodb").create_table(
                 TableName=name,

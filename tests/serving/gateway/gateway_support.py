@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
@@ -24,11 +25,13 @@ from serving.gateway import keys
 from serving.gateway.accept import Room
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
+from serving.gateway.claims import Claim, ClaimsUnavailable, ClaimTable
 from serving.gateway.client_http import client_protocol
 from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
 from serving.gateway.discovery import Endpoint
 from serving.gateway.dispatch import Dispatcher
+from serving.gateway.idempotency import Idempotency
 from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
@@ -415,10 +418,17 @@ def make_settings(**changes: Any) -> GatewaySettings:
         "environment": "test",
         "region": "us-east-2",
         "home_region": "us-east-2",
-        "tables": {"registry": "registry", "tenants": "tenants", "ledger": "ledger", "failover": "failover"},
+        "tables": {
+            "registry": "registry",
+            "tenants": "tenants",
+            "ledger": "ledger",
+            "idempotency": "idempotency",
+            "failover": "failover",
+        },
         "secrets": {"key_pepper": "pepper", "cache_salt": "salt", "admin_key": "admin"},
         "artifact_bucket": "artifacts",
         "archive_bucket": "archive",
+        "body_bucket": "bodies",
         "cache_url": "redis://127.0.0.1:1",
         "models": [served, {**served, "model_class": "large", "aliases": [], "engine_service": "engine-large.serving"}],
         "timeouts": {"connect_s": 0.5, "first_token_s": 5, "gap_s": 5, "request_s": 30},
@@ -483,9 +493,21 @@ def chat_body(**fields: Any) -> dict[str, Any]:
     return {"model": "small", "messages": [{"role": "user", "content": "Hello"}], **fields}
 
 
+class NoClaims:
+    """A table of claims that does not answer."""
+
+    def claim(self, claim: Claim) -> None:
+        raise ClaimsUnavailable("nobody is there")
+
+
 @asynccontextmanager
 async def running_gateway(
-    tokenizer_json: bytes, settings: GatewaySettings, *, num_engines: int = 1, has_fast_path: bool = True
+    tokenizer_json: bytes,
+    settings: GatewaySettings,
+    *,
+    num_engines: int = 1,
+    has_fast_path: bool = True,
+    claims: ClaimTable | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway that serves."""
     metrics = Metrics([model.model_class for model in settings.models])
@@ -507,6 +529,7 @@ async def running_gateway(
         pools=pools,
         dispatcher=dispatcher,
         journal=journal,
+        claims=Idempotency(claims or NoClaims(), Path()),
         metrics=metrics,
     )
     unready: list[str] = []
