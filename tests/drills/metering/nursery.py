@@ -25,7 +25,7 @@ def _live(order: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(order["env"])
     gateway_faults.install(order["faults"])
-    return gateway(os.environ)
+    return gateway([], os.environ)
 
 
 def main() -> int:
