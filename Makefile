@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails drill-metering drill-billing drill-engines drill-scaling bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-simulator preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-scaling bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ image-lock: .venv/.flotilla-base  ## pin the newest Debian packages of the image
 
 drill-image: setup .venv/.flotilla-dev   ## build the image twice, look into it and run its roles; needs a builder and runc
 	@$(BIN)/python tests/image/drill_image.py $(ARGS)
+
+guardrails-peers: .venv/.flotilla-dev .peers/guardrails/.installed   ## what parliament and kubernetes-validate say of prod's graph
+	@$(BIN)/python -m tests.drills.guardrails_peers
 
 drill-guardrails: .venv/.flotilla-dev   ## make 200 mistakes in the graphs of prod, and see which the rules notice
 	@$(BIN)/python -m tests.drills.drill_guardrails $(ARGS)

@@ -1,0 +1,42 @@
+"""Asks parliament and kubernetes-validate. Runs in an environment of their own, with neither our code nor its dependencies.
+
+Reads `{"policies": […], "manifests": [object, …]}`, prints `{"findings": [[issue, resource], …], "num_valid",
+"custom_kinds"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+KUBERNETES = "1.36"
+"""The newest schemas that kubernetes-validate has and our clusters do not pass."""
+
+
+def main() -> None:
+    import kubernetes_validate  # type: ignore[import-not-found]
+    from parliament import analyze_policy_string  # type: ignore[import-not-found]
+
+    given = json.load(sys.stdin)
+    findings = [
+        [str(finding.issue), resource] for resource, text in given["policies"] for finding in analyze_policy_string(text).findings
+    ]
+    num_valid, custom = 0, set()
+    for manifest in given["manifests"]:
+        try:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+            num_valid += 1
+        except kubernetes_validate.SchemaNotFoundError:
+            custom.add(manifest["kind"])
+        except kubernetes_validate.ValidationError as error:
+            findings.append([f"INVALID: {first_line(error)}", f"{manifest['kind']} {manifest['metadata']['name']}"])
+    print(json.dumps({"findings": findings, "num_valid": num_valid, "custom_kinds": sorted(custom)}))
+
+
+def first_line(error: Any) -> str:
+    return str(error).partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main()
