@@ -36,6 +36,7 @@ from infra.embedded.realise_aws import INFRASTRUCTURE, Realised, realise_stack, 
 from infra.embedded.recorder import record
 from infra.embedded.report import UpReport
 from infra.embedded.state import Instance, State
+from infra.recovery.estate import Estate, RegionEstate, save_local
 from serving.errors import UserError
 from serving.settings import GatewaySettings, ModelClass
 from serving.target import LOCAL, Target, aws_client
@@ -126,6 +127,7 @@ def _up(
     api_key, is_new_key = access.ensure_key(target, state)
     target = msgspec.structs.replace(target, api_key=api_key)
     access.save(state, target)  # now, as the key is told only once, and engines may take minutes
+    save_local(_estate(target, settings), state.root)
     steps.step("Start the engines")
     lifecycle.wait_for(state, engines, deadline, EngineWatch(engines, steps))
     for graph in (foundation, *clusters, *serving.values(), edge):
@@ -249,6 +251,23 @@ def _target(aws_url: str, desired: Desired) -> Target:
         for name, port in service.host_ports.items():
             addresses.setdefault(service.region, {})[name] = f"{ports.HOST}:{port}"
     return access.target_of(aws_url, _gateway_settings(desired), addresses)
+
+
+def _estate(target: Target, settings: Mapping[str, GatewaySettings]) -> Estate:
+    """What `flotilla failover` needs to know of the regions that are up."""
+    regions = {
+        name: RegionEstate(
+            name=name,
+            url=region.base_url.removesuffix("/v1"),
+            artifact_bucket=region.artifact_bucket,
+            archive_bucket=region.archive_bucket,
+            aws_url=target.aws_endpoint_url,
+        )
+        for name, region in target.regions.items()
+    }
+    some = settings[next(iter(regions))]
+    committed: dict[str, int] = {name: its.committed_req_per_min for name, its in config.load_catalog().classes.items()}
+    return Estate(LOCAL, regions, some.tables.failover, some.tables.registry, "", committed)
 
 
 def _engines(desired: Desired, settings: Iterable[GatewaySettings]) -> set[str]:

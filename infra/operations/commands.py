@@ -90,10 +90,15 @@ def deploy(
 ) -> None:
     """Run preflight and `pulumi up` of a region: its cluster, then its serving. Pulumi asks before it changes anything."""
     from infra.operations import engine
+    from infra.operations.account import refuse_local
     from infra.operations.preflight import preflight as run_preflight
+    from infra.recovery.estate import load_estate
+    from infra.recovery.freeze import refuse_frozen
     from serving.target import aws_client
 
     engine.require_installed()
+    refuse_local(environment)
+    refuse_frozen(load_estate(environment))
     engine.deploy(environment, region, lambda stack: _report(run_preflight(stack, aws_client, datetime.now(UTC)), as_json=False))
 
 

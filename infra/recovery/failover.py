@@ -210,7 +210,12 @@ def check_key(run: Run) -> str:
     """Passes with a key for synthetic requests."""
     if not run.options.api_key:
         raise UserError("there is no API key for synthetic requests", "set FLOTILLA_API_KEY to one that may use every class")
-    return f"{NUM_SYNTHETIC} requests a class through {run.estate.api_url}"
+    return f"{NUM_SYNTHETIC} requests a class through {_asked(run)}"
+
+
+def _asked(run: Run) -> str:
+    """The API's own address; where no edge stands before the regions, that of the region which keeps the record."""
+    return run.estate.api_url or run.estate.region(run.record.seat).url
 
 
 def see_answers(run: Run) -> str | None:
@@ -222,7 +227,7 @@ def see_answers(run: Run) -> str | None:
     for model_class in classes:
         body = {"model": model_class, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 1, "temperature": 0}
         for _ in range(NUM_SYNTHETIC):
-            answer = run.guard.get(f"{run.estate.api_url}/v1/chat/completions", key=run.options.api_key, body=body)
+            answer = run.guard.get(f"{_asked(run)}/v1/chat/completions", key=run.options.api_key, body=body)
             if answer.status != 200:
                 code = (answer.json() or {}).get("error", {}).get("code", "no reason given")
                 raise UserError(f"{model_class} answers {answer.status} ({code})")

@@ -51,6 +51,10 @@ class CallFailed(UserError):
     """A survivor did not answer, or said no."""
 
 
+class NoTable(CallFailed):
+    """The region answers, and has no such table: its environment has not been deployed."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a web address answered."""
@@ -150,6 +154,8 @@ def explain(error: ClientError | BotoCoreError, what: str) -> UserError:
         code = error.response.get("Error", {}).get("Code", "")
         if code in EXPIRED:
             return UserError(f"{what}: the AWS credentials have expired", "sign in again, then run the same command: it goes on")
+        if code == "ResourceNotFoundException":
+            return NoTable(f"{what}: there is no such table", "deploy the environment's foundation, or name another environment")
         if code == "RequestTimeTooSkewed":
             return UserError(f"{what}: this machine's clock is wrong", "set it (timedatectl set-ntp true), then run it again")
         return CallFailed(
