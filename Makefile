@@ -66,6 +66,9 @@ drill-guardrails: .venv/.flotilla-dev   ## make 200 mistakes in the graphs of pr
 drill-metering: .venv/.flotilla-dev   ## kill gateways, tear journals, fail disks and ledgers, and hold every bill against what was received
 	@$(BIN)/python -m tests.drills.drill_metering $(ARGS)
 
+drill-engines: .venv/.flotilla-dev   ## clients leave, engines die, hang, stop, drip and lie, under load
+	@$(BIN)/python -m tests.drills.drill_engines $(ARGS)
+
 drill-billing: .venv/.flotilla-dev   ## a month of bills with all that goes wrong: late, twice, repriced, tampered with, rebuilt
 	@$(BIN)/python -m tests.drills.drill_billing $(ARGS)
 

@@ -189,6 +189,12 @@ def _dynamodb_table(declared: Declared) -> tuple[Outcome, Outputs]:
                 TableName=name, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
             )
             outcome = outcome if outcome == "created" else "updated"
+    if (ttl := declared.get("ttl")) and ttl["enabled"]:
+        known = dynamodb.describe_time_to_live(TableName=name)["TimeToLiveDescription"]
+        if known.get("TimeToLiveStatus") != "ENABLED" or known.get("AttributeName") != ttl["attributeName"]:
+            expires = {"AttributeName": ttl["attributeName"], "Enabled": True}
+            dynamodb.update_time_to_live(TableName=name, TimeToLiveSpecification=expires)
+            outcome = outcome if outcome == "created" else "updated"
     return outcome, {"id": name, "name": name, "arn": table["TableArn"], "streamArn": table.get("LatestStreamArn", "")}
 
 

@@ -77,6 +77,14 @@ TARIFF_FAULTS = [
     ("input: 20000,", "input: 0.02,", "`tariffs.0.models.smollm2-135m-instruct.input` is 0.02"),
     ("effective_from: 2026-11-01", "effective_from: soon", "`tariffs.0.effective_from` is 'soon'"),
 ]
+LARGE = """\
+    large:
+      floor: {on_demand: 1}
+      warm_spares: 0
+      max_replicas: 1
+      resources: {cpu: 100m, memory: 512Mi}
+      model_cache_gib: 1
+"""
 STACK_FILE_FAULTS = [
     ("replicas: 1", "replicas: none", "`flotilla:gateway.replicas` is 'none': "),
     ("http: 8080", "http: 80", "`flotilla:gateway.host_ports.http` is 80: "),
@@ -96,7 +104,7 @@ STACK_FILE_FAULTS = [
     ("engine: valkey", "engine: memcached", "`flotilla:cache.engine` is 'memcached': input should be 'valkey' or 'redis'"),
     ("flotilla:cache:", "cache:", "`cache` is not a known key. Ours begin with `flotilla:`"),
     ("flotilla:cache:", "flotilla:cash:", "`flotilla:cash` is not a known key. Did you mean `cache`?"),
-    ("    large: *twin\n", "", "`flotilla:engines.large` is missing; the catalog says that local"),
+    (LARGE, "", "`flotilla:engines.large` is missing; the catalog says that local"),
     ("memory: 4Gi}", "memory: lots}", "`flotilla:engines.small.resources.memory` is 'lots'"),
     ("config:", "konfig: {}\nx:", "`flotilla:gateway` is missing"),
 ]

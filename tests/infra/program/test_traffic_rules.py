@@ -11,6 +11,8 @@ from infra.embedded.graph import Graph
 
 GATEWAYS = [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}]
 PROMETHEUS = [
+KV_EVENTS = (5557, 5558)
+"""Where an engine tells gateways what its prefix cache holds, and tells it again."""
     {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
@@ -20,7 +22,6 @@ PROMETHEUS = [
 
 def policies(graph: Graph) -> dict[str, dict[str, Any]]:
     return {name: found.inputs["spec"] for name, found in named(graph, NETWORK_POLICY).items()}
-
 
 def admitted(graph: Graph, pod_labels: dict[str, str]) -> list[tuple[Any, list[int]]]:
     """Every peer that may reach a pod with these labels, with the ports."""
@@ -39,7 +40,8 @@ def test_nobody_may_talk_to_anybody_unless_a_policy_says_so(graphs: dict[str, Gr
 def test_an_engine_of_any_fleet_answers_to_gateways_and_prometheus_alone(stack: str, graphs: dict[str, Graph]) -> None:
     for name, workload in workloads(graphs[stack]).items():
         if name != "gateway":
-            assert admitted(graphs[stack], labels(workload)) == sorted([(GATEWAYS, [8000]), (PROMETHEUS, [8000, 8001])], key=str)
+            wanted = [(GATEWAYS, [8000, *KV_EVENTS]), (PROMETHEUS, [8000, 8001])]
+            assert admitted(graphs[stack], labels(workload)) == sorted(wanted, key=str)
 
 
 def test_a_gateway_answers_to_the_vpc_on_its_public_port_alone(graphs: dict[str, Graph]) -> None:
