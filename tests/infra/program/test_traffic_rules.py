@@ -10,9 +10,9 @@ from workload_support import LOCAL, NETWORK_POLICY, PROD, labels, named, workloa
 from infra.embedded.graph import Graph
 
 GATEWAYS = [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}]
-PROMETHEUS = [
 KV_EVENTS = (5557, 5558)
 """Where an engine tells gateways what its prefix cache holds, and tells it again."""
+PROMETHEUS = [
     {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
@@ -22,6 +22,7 @@ KV_EVENTS = (5557, 5558)
 
 def policies(graph: Graph) -> dict[str, dict[str, Any]]:
     return {name: found.inputs["spec"] for name, found in named(graph, NETWORK_POLICY).items()}
+
 
 def admitted(graph: Graph, pod_labels: dict[str, str]) -> list[tuple[Any, list[int]]]:
     """Every peer that may reach a pod with these labels, with the ports."""
