@@ -77,7 +77,15 @@ class Engine:
 
     async def restart(self) -> None:
         await self.publisher.close()
-        self.publisher = Publisher(self.config, HOST)
+        for _ in range(100):
+            try:
+                self.publisher = Publisher(self.config, HOST)
+                return
+            except zmq.ZMQError as error:  # ZeroMQ gives the old port back a little later, in a thread of its own
+                if error.errno != zmq.EADDRINUSE:
+                    raise
+            await asyncio.sleep(0.02)
+        raise AssertionError("its port stays taken")
 
 
 class Gateway:
