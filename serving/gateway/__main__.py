@@ -80,15 +80,17 @@ class Place:
 class PublicServer(Server):
     """The public port: listens while there is room."""
 
-    def __init__(self, config: uvicorn.Config, room: Room, listening: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, room: Room, listening: socket.socket, service: Service) -> None:
         super().__init__(config)
         self._room = room
+        self._service = service
         self._listening = listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, on copies of the one socket."""
         await super().startup(sockets=[])
         await self._room.open(self._listening, self._listen, self.servers)
+        self._service.is_listening = True
 
     def stop_listening(self) -> None:
         """End as soon as nothing is served; the socket is given up."""
@@ -119,7 +121,7 @@ async def serve(settings: GatewaySettings, service: Service, place: Place) -> No
             _spare_the_collector()
             room = Room(max_connections(max_open_files()))
             config = _config(service.app, settings.drain_s, http=client_protocol(service.run, room))
-            http = PublicServer(config, room, place.http)
+            http = PublicServer(config, room, place.http, service)
             http_task = asyncio.create_task(http.serve())
             await asyncio.wait([asyncio.create_task(stop.wait()), http_task, ops_task], return_when=asyncio.FIRST_COMPLETED)
             log.info("draining", drain_s=settings.drain_s)

@@ -100,6 +100,8 @@ class Service:
 
     def __init__(self, settings: GatewaySettings, *, gateway: str, journal_dir: Path, source: Source) -> None:
         self.metrics = Metrics([model.model_class for model in settings.models])
+        self.is_listening = False
+        """The public port is open: before that no traffic may be sent here."""
         self.is_draining = False
         self.app: FastAPI | None = None
         """The public API; None until started."""
@@ -117,7 +119,7 @@ class Service:
 
     def unready(self) -> list[str]:
         """Why no traffic should come; empty when it should."""
-        if self.app is None or self._journal is None:
+        if self._journal is None or not self.is_listening:
             return ["starting"]
         reasons = ["draining"] if self.is_draining else []
         return reasons if self._journal.healthy else [*reasons, self._journal.reason]

@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.request import urlopen
 
 import aiohttp
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 from serving.errors import UserError
 from serving.gateway import admin_client, commands
+from serving.gateway.service import Service
 from serving.metering.events import Outcome
 from serving.target import Target
 
@@ -79,6 +81,15 @@ async def first_answer(gateway: Process, key: str) -> None:
                 return
             except openai.APIStatusError:
                 await asyncio.sleep(0.05)
+
+
+def test_a_gateway_that_does_not_listen_yet_is_not_ready(tmp_path: Path) -> None:
+    """It said that it was, for the moment between its start and its port; whoever was sent there was refused."""
+    service = Service(make_settings(), gateway="gateway-0-0", journal_dir=tmp_path, endpoints_dir=tmp_path)
+    service._journal = cast(Any, SimpleNamespace(healthy=True))
+    assert service.unready() == ["starting"]
+    service.is_listening = True
+    assert service.unready() == []
 
 
 async def test_a_tenant_is_made_and_served_and_its_key_revoked(gateway: Process, engine: FakeEngine) -> None:
