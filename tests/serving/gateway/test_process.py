@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from serving.errors import UserError
 from serving.gateway import admin_client, commands
+from serving.gateway.discovery import FileSource
 from serving.gateway.service import Service
 from serving.metering.events import Outcome
 from serving.target import Target
@@ -85,7 +86,7 @@ async def first_answer(gateway: Process, key: str) -> None:
 
 def test_a_gateway_that_does_not_listen_yet_is_not_ready(tmp_path: Path) -> None:
     """It said that it was, for the moment between its start and its port; whoever was sent there was refused."""
-    service = Service(make_settings(), gateway="gateway-0-0", journal_dir=tmp_path, endpoints_dir=tmp_path)
+    service = Service(make_settings(), gateway="gateway-0-0", journal_dir=tmp_path, source=FileSource(tmp_path))
     service._journal = cast(Any, SimpleNamespace(healthy=True))
     assert service.unready() == ["starting"]
     service.is_listening = True
