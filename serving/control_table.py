@@ -5,8 +5,7 @@ What lies where is `policies/failover/items.py`. Calls block; gateways make them
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
@@ -47,16 +46,5 @@ class ControlTable:
         Raises:
             botocore.exceptions.BotoCoreError, ClientError: it was not written.
         """
-        values = {name: _serialize(_without_floats(value)) for name, value in pack(item).items()}
+        values = {name: _serialize(value) for name, value in pack(item).items()}
         self._client.put_item(TableName=self._table, Item=values)
-
-
-def _without_floats(value: Any) -> Any:
-    """DynamoDB's numbers are decimals; boto3 refuses floats, whose digits it cannot keep."""
-    if isinstance(value, float):
-        return Decimal(str(value))
-    if isinstance(value, dict):
-        return {name: _without_floats(its) for name, its in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_floats(its) for its in value]
-    return value

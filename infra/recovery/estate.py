@@ -68,7 +68,10 @@ class Estate:
         self.region(lost)
         left = [name for name in self.regions if name != lost]
         if not left:
-            raise ConfigError(f"{lost} is the only region of {self.environment}", "nothing can take over; see `flotilla status`")
+            raise ConfigError(
+                f"{lost} is the only region of {self.environment}",
+                "nothing can take over; here, `flotilla up` with a --region for each starts two",
+            )
         return left
 
 

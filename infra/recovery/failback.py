@@ -9,7 +9,7 @@ from infra.naming import CONTROL_PATH, REGION_HEALTH_PATH
 from infra.recovery.failover import check_key, end_takeover_items, lower_items, nothing, return_items, see_answers, thaw_items
 from infra.recovery.releases import missing_releases
 from infra.recovery.step import Run, Step
-from policies.failover.items import CONTROL, FREEZE, TAKEOVER, Control, Freeze, Item, Takeover
+from policies.failover.items import CONTROL, DEPLOYS, FREEZE, TAKEOVER, Control, Freeze, Item, Takeover
 from policies.failover.reports import FRESH_S
 
 REPLICATION_S = 120.0
@@ -64,7 +64,7 @@ def _see_return(run: Run) -> str | None:
 
 
 def _see_thaw(run: Run) -> str | None:
-    freeze = run.seat.get(Freeze, (FREEZE, "deploys"))
+    freeze = run.seat.get(Freeze, (FREEZE, DEPLOYS))
     return "floors are lifted, deploys are allowed" if freeze is not None and not freeze.is_frozen else None
 
 

@@ -13,7 +13,7 @@ from infra.naming import CONTROL_PATH
 from infra.recovery.releases import missing_releases
 from infra.recovery.step import Run, Step
 from policies.failover.capacity import SHED_ORDER, committed_load
-from policies.failover.items import CONTROL, FLOOR, FREEZE, SHIPPED, Control, Floor, Freeze, Item, TakenOver, Takeover
+from policies.failover.items import CONTROL, DEPLOYS, FLOOR, FREEZE, SHIPPED, Control, Floor, Freeze, Item, TakenOver, Takeover
 
 MAX_CLOCK_ERROR_S = 60.0
 """A tenth of the RTO. Reports and leases are compared by clock; AWS itself refuses an error of 15 minutes (5 for S3)."""
@@ -34,7 +34,7 @@ def nothing(_: Run) -> Sequence[Item]:
 def _check_declare(run: Run) -> str:
     now_s = run.clock()
     for region in run.survivors:
-        run.tables[region].get(Freeze, (FREEZE, "deploys"))
+        run.tables[region].get(Freeze, (FREEZE, DEPLOYS))
         error_s = run.tables[region].clock_error_s
         if abs(error_s) > MAX_CLOCK_ERROR_S:
             raise UserError(
@@ -64,7 +64,7 @@ def _freeze_items(run: Run) -> Sequence[Item]:
 
 
 def _see_freeze(run: Run) -> str | None:
-    freeze = run.seat.get(Freeze, (FREEZE, "deploys"))
+    freeze = run.seat.get(Freeze, (FREEZE, DEPLOYS))
     return "deploys are refused" if freeze is not None and freeze.is_frozen else None
 
 

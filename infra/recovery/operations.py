@@ -17,6 +17,7 @@ from infra.recovery.runner import OnStep, take_steps, undo_steps
 from infra.recovery.step import Options, Run, Step
 from infra.recovery.table import FailoverTable
 from policies.failover.capacity import ClassPlan, committed_load
+from policies.failover.items import RUN
 from policies.failover.reports import RegionReport
 
 STEPS: Mapping[Kind, Sequence[Step]] = {Kind.FAILOVER: failover.STEPS, Kind.FAILBACK: failback.STEPS}
@@ -151,7 +152,7 @@ class Recovery:
         for region in [self.seat] if self.seat is not None else survivors:
             table = FailoverTable(guard, self.estate.failover_table, region)
             try:
-                table.get_values(("run", lost))
+                table.get_values((RUN, lost))
             except UserError as error:
                 trouble = trouble or error
             else:

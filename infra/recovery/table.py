@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.recovery.guard import Guard, explain
-from policies.failover.items import REPORT, SHIPPED, Item, Report, Shipped, pack, unpack
+from policies.failover.items import REPORT, SHIPPED, Item, Report, Shipped, pack, plain, stored, unpack
 
 ItemT = TypeVar("ItemT")
 _serialize, _deserialize = TypeSerializer().serialize, TypeDeserializer().deserialize
@@ -57,7 +56,9 @@ class FailoverTable:
             condition = {"ConditionExpression": "revision = :revision"}
             condition["ExpressionAttributeValues"] = {":revision": {"N": str(revision)}}  # type: ignore[assignment]
         try:
-            self._client.put_item(TableName=self._table, Item=_pack_values({**values, "revision": revision + 1}), **condition)
+            self._client.put_item(
+                TableName=self._table, Item=_pack_values(stored({**values, "revision": revision + 1})), **condition
+            )
         except ClientError as error:
             if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
                 raise Changed from error
@@ -98,30 +99,8 @@ class FailoverTable:
 
 
 def _pack_values(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: _serialize(_without_floats(value)) for name, value in values.items()}
-
-
-def _without_floats(value: Any) -> Any:
-    """DynamoDB's numbers are decimals; boto3 refuses floats, whose digits it cannot keep."""
-    if isinstance(value, float):
-        return Decimal(str(value))
-    if isinstance(value, dict):
-        return {name: _without_floats(its) for name, its in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_floats(its) for its in value]
-    return value
+    return {name: _serialize(value) for name, value in values.items()}
 
 
 def _unpack_values(item: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = _with_floats({name: _deserialize(value) for name, value in item.items()})
-    return values
-
-
-def _with_floats(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, dict):
-        return {name: _with_floats(its) for name, its in value.items()}
-    if isinstance(value, list):
-        return [_with_floats(its) for its in value]
-    return value
+    return {name: plain(_deserialize(value)) for name, value in item.items()}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 
 CONTROL, FLOOR, TAKEOVER, FREEZE, REPORT, SHIPPED, RUN = "control", "floor", "takeover", "freeze", "report", "shipped", "run"
@@ -158,7 +159,8 @@ def pack(item: Item) -> dict[str, Any]:
     'us-east-2'
     """
     pk, sk = item.key
-    return {"pk": pk, "sk": sk, **asdict(item)}  # type: ignore[call-overload]
+    fields: dict[str, Any] = stored(asdict(item))  # type: ignore[call-overload]
+    return {"pk": pk, "sk": sk, **fields}
 
 
 def unpack(kind: type[ItemT], values: Mapping[str, Any]) -> ItemT:
@@ -169,6 +171,28 @@ def unpack(kind: type[ItemT], values: Mapping[str, Any]) -> ItemT:
     """
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
     try:
-        return kind(**{name: values[name] for name in names})
+        return kind(**{name: plain(values[name]) for name in names})
     except KeyError as error:
         raise ValueError(f"{values.get('pk')} {values.get('sk')}: {error.args[0]} is missing") from error
+
+
+def stored(value: Any) -> Any:
+    """`value` with decimals for floats, whose digits a table cannot keep; in lists and dictionaries too."""
+    if isinstance(value, float):
+        return Decimal(str(value))
+    if isinstance(value, dict):
+        return {name: stored(its) for name, its in value.items()}
+    if isinstance(value, list | tuple):
+        return [stored(its) for its in value]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """What `stored` was made of: whole numbers as integers, others as floats."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, dict):
+        return {name: plain(its) for name, its in value.items()}
+    if isinstance(value, list):
+        return [plain(its) for its in value]
+    return value

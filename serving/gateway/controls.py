@@ -47,7 +47,7 @@ class Controls:
         try:
             read, floors = await asyncio.to_thread(self._read)
             controls = {control.region: control for control in read}
-            self._floors = {floor.model_class: int(floor.min_engines) for floor in floors if floor.region == self._here}
+            self._floors = {floor.model_class: floor.min_engines for floor in floors if floor.region == self._here}
         except (BotoCoreError, ClientError, ValueError) as error:
             log.warning("controls_unreadable", error=str(error))
         for region in {*self._said, *(controls or ())}:
