@@ -15,6 +15,7 @@ from rich.console import Console
 from infra.capacity import commands as capacity
 from infra.costs import commands as costs
 from infra.embedded import commands as region
+from infra.embedded import fault_commands as faults
 from infra.guardrails import commands as guardrails
 from infra.images import commands as images
 from infra.operations import commands as operations
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 region.register(app)
+faults.register(app)
 operations.register(app)
 recovery.register(app)
 guardrails.register(app)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from infra.embedded import faults
 from infra.embedded import state as files
 from infra.embedded.desired import Desired, Service, ServiceStatus, Status, Workload, WorkloadStatus
 from infra.embedded.folders import PodIdentity
@@ -55,6 +56,7 @@ class Agent:
         self._desired_mtime_ns = 0
         self._desired_error = ""
         self._port_errors: dict[int, str] = {}
+        self._killed: frozenset[str] = frozenset()
         self._pods: dict[str, list[Pod]] = {}
         self._scaler = LocalScaler()
         self._forwarders: dict[int, Forwarder] = {}
@@ -76,6 +78,7 @@ class Agent:
         while not self._stop.is_set():
             try:
                 self._read_desired()
+                self._read_faults()
                 await self._forward()
                 self._reconcile()
                 self._publish()
@@ -128,6 +131,17 @@ class Agent:
             return
         _log.info("desired state %s: %d workloads", self._desired.digest, len(self._desired.workloads))
 
+    def _read_faults(self) -> None:
+        """Which regions a drill has taken the power from; what cannot be read leaves things as they are."""
+        try:
+            killed = faults.killed(self.state)
+        except UserError as error:
+            _log.error("%s", error.message)
+            return
+        if killed != self._killed:
+            _log.info("regions without power: %s", ", ".join(sorted(killed)) or "none")
+            self._killed = killed
+
     async def _forward(self) -> None:
         """Opens and closes ports of 127.0.0.1 as the Services say."""
         wanted = {port: (service, name) for service in self._desired.services for name, port in service.host_ports.items()}
@@ -152,8 +166,11 @@ class Agent:
         return []
 
     def _reconcile(self) -> None:
-        wanted = {workload.key: workload for workload in self._sized()}
+        wanted = {workload.key: workload for workload in self._sized() if workload.region not in self._killed}
         for key in set(self._pods) - set(wanted):
+            for pod in self._pods[key]:
+                if pod.identity.region in self._killed:
+                    pod.kill()
             self._stop_pods(self._pods[key])
         for key, workload in wanted.items():
             pods = self._pods.setdefault(key, [])

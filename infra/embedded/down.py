@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.embedded import access, lifecycle
+from infra.embedded import access, faults, lifecycle
 from infra.embedded import state as files
 from infra.embedded.desired import Desired, Status
 from infra.embedded.progress import Steps
@@ -29,6 +29,7 @@ def down(state: State, *, purge: bool, steps: Steps) -> bool:
             files.write_json(state.desired_file, Desired())
         state.status_file.unlink(missing_ok=True)
         access.set_aside(state)
+        faults.heal_all(state)
         if purge:
             steps.step("Remove the state")
             lifecycle.purge(state)

@@ -10,10 +10,12 @@ import asyncio
 import itertools
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 CHUNK_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 1.0
+Admit = Callable[[bytes], Awaitable[None]]
+"""Returns once these bytes may go on; an OSError breaks the connection."""
 
 
 class Forwarder:
@@ -51,10 +53,10 @@ class Forwarder:
         try:
             upstream = await self._connect()
             if upstream is None:
-                _reset(writer)
+                reset(writer)
                 return
             up_reader, up_writer = upstream
-            await _join(reader, writer, up_reader, up_writer)
+            await join(reader, writer, up_reader, up_writer)
         finally:
             self._connections.discard(task)
 
@@ -72,14 +74,19 @@ class Forwarder:
         return None
 
 
-async def _join(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter
+async def join(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    up_reader: asyncio.StreamReader,
+    up_writer: asyncio.StreamWriter,
+    outbound: Admit | None = None,
+    inbound: Admit | None = None,
 ) -> None:
-    """Passes bytes both ways until both ends have ended, or either has failed."""
+    """Passes bytes both ways, those that are let, until both ends have ended, or either has failed."""
     try:
         async with asyncio.TaskGroup() as both:
-            both.create_task(_pass(reader, up_writer))
-            both.create_task(_pass(up_reader, writer))
+            both.create_task(_pass(reader, up_writer, outbound))
+            both.create_task(_pass(up_reader, writer, inbound))
         writer.close()
         up_writer.close()
     except* OSError:
@@ -87,18 +94,20 @@ async def _join(
     finally:
         for side in (writer, up_writer):
             if not side.transport.is_closing():
-                _reset(side)
+                reset(side)
 
 
-async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter, admit: Admit | None) -> None:
     while data := await source.read(CHUNK_BYTES):
+        if admit is not None:
+            await admit(data)
         sink.write(data)
         await sink.drain()
     if sink.can_write_eof():
         sink.write_eof()
 
 
-def _reset(side: asyncio.StreamWriter) -> None:
+def reset(side: asyncio.StreamWriter) -> None:
     """Aborts with a TCP reset: an orderly end would make half an answer look whole."""
     side.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     side.transport.abort()

@@ -58,6 +58,7 @@ class ContainerRunner:
         self._policy = policy
         self._changed = changed
         self._stop = asyncio.Event()
+        self._is_killed = False
         self._env: dict[str, str] = {}
         self._task = asyncio.create_task(self._run(), name=f"{pod.key}/{container.name}")
 
@@ -78,6 +79,11 @@ class ContainerRunner:
         self._stop.set()
         self._set(ready=False, reason="stopping")
         await self._task
+
+    def kill(self) -> None:
+        """Ends the container by SIGKILL alone: no hook, no SIGTERM, no grace."""
+        self._is_killed = True
+        self._stop.set()
 
     async def _run(self) -> None:
         num_failures = 0
@@ -120,7 +126,8 @@ class ContainerRunner:
                 self._set(ready=False)
                 reason = watched.result() if watched.done() else "stopping"
                 watched.cancel()
-                await self._terminate(process.pid, exited)
+                if not self._is_killed:
+                    await self._terminate(process.pid, exited)
         finally:
             watched.cancel()
             exited.cancel()
@@ -236,6 +243,11 @@ class Pod:
     def ready(self) -> bool:
         """Every container is ready, and it is not being stopped."""
         return not self.is_stopping and all(container.ready for container in self._containers)
+
+    def kill(self) -> None:
+        """Every process of it gets SIGKILL now; `stop` then waits for their end."""
+        for container in self._containers:
+            container.kill()
 
     async def stop(self) -> None:
         """Ends every container, all at the same time, and removes the scratch folder."""

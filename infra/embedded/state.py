@@ -7,6 +7,7 @@ desired.json   what `up` asks of the agent                         status.json  
 graphs/        the stacks as last brought up                       logs/          a file a container, and its previous one
 aws/           the emulated AWS                                    endpoints/     a file a Service
 volumes/       retained volumes                                    pods/          scratch folders
+faults/        what a drill does to a region
 ```
 Every file is replaced whole, and private: some hold keys.
 """
@@ -60,6 +61,7 @@ class State:
         self.endpoints = self.root / "endpoints"
         self.volumes = self.root / "volumes"
         self.pods = self.root / "pods"
+        self.faults = self.root / "faults"
         self._digest = hashlib.sha256(str(self.root).encode()).digest()
         self.tag = self._digest.hex()[:12]
         """Tells this folder's processes from those of another."""
@@ -84,7 +86,7 @@ class State:
             UserError: no write access, or too little space.
         """
         try:
-            for folder in (self.root, self.graphs, self.logs, self.aws, self.endpoints, self.volumes, self.pods):
+            for folder in (self.root, self.graphs, self.logs, self.aws, self.endpoints, self.volumes, self.pods, self.faults):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise _explained(error, self.root) from error

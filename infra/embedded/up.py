@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,15 +23,14 @@ import msgspec
 from infra import config
 from infra.components.cache.redis_cache import PORT as CACHE_PORT
 from infra.components.workloads.gateway_fleet import SETTINGS_FILE as GATEWAY_SETTINGS
-from infra.embedded import access, lifecycle, manifests, ports
+from infra.embedded import access, faults, furniture, lifecycle, manifests, ports
 from infra.embedded import state as files
-from infra.embedded.aws_server import environment as aws_environment
-from infra.embedded.desired import Action, Container, Desired, Probe, Service, Template, Workload
+from infra.embedded.desired import Desired, Service, Workload
 from infra.embedded.engine_watch import EngineWatch
 from infra.embedded.graph import Graph
 from infra.embedded.graph_json import save_graph
 from infra.embedded.progress import Steps
-from infra.embedded.realise_aws import INFRASTRUCTURE, Realised, realise_stack, record_only
+from infra.embedded.realise_aws import Realised, realise_stack, record_only
 from infra.embedded.recorder import record
 from infra.embedded.report import UpReport
 from infra.embedded.state import Instance, State
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 AWS_PORT = 4566
-AWS_GRACE_S = 20
-AWS_INDEX, FIRST_CACHE_INDEX = 1, 2
 PROBE_INDEX = 4094
 """An address of ours that no pod gets, to try ports on."""
 
@@ -102,19 +98,22 @@ def _up(
     instance = _choose_instance(options, serving.values())
 
     steps.step("Start the emulated AWS")
-    aws = _emulated_aws(state, instance)
-    aws_url = f"http://{aws.address}:{instance.aws_port}"
-    others = [workload for workload in before.workloads if workload.key != aws.key]
-    lifecycle.hand_over(state, Desired(workloads=(aws, *others), services=before.services))
+    faults.heal(state, regions)
+    aws = furniture.emulated_aws(state, instance)
+    aws_url = furniture.url_of(aws)
+    fronts = _fronts(state, regions, aws, instance)
+    first = {workload.key: workload for workload in (aws, *fronts.values())}
+    others = [workload for workload in before.workloads if workload.key not in first]
+    lifecycle.hand_over(state, Desired(workloads=(*first.values(), *others), services=before.services))
     lifecycle.ensure_agent(state)
-    lifecycle.wait_for(state, [aws.key], deadline)
+    lifecycle.wait_for(state, first, deadline)
 
     realised = Realised()
     for graph in (foundation, *serving.values(), edge):
         steps.step(f"Realise {graph.stack}")
         realise_stack(graph, _clients(aws_url), cache_addresses, realised)
     record_only(clusters, realised)
-    desired = _desired(state, before, aws, aws_url, serving, instance, realised)
+    desired = _desired(state, before, aws, fronts, serving, instance, realised)
     settings = _gateway_settings(desired)
     published = _publish(_target(aws_url, desired), settings, regions, _sources(options), steps)
 
@@ -127,7 +126,7 @@ def _up(
     api_key, is_new_key = access.ensure_key(target, state)
     target = msgspec.structs.replace(target, api_key=api_key)
     access.save(state, target)  # now, as the key is told only once, and engines may take minutes
-    save_local(_estate(target, settings), state.root)
+    save_local(_estate(target, desired, settings), state.root)
     steps.step("Start the engines")
     lifecycle.wait_for(state, engines, deadline, EngineWatch(engines, steps))
     for graph in (foundation, *clusters, *serving.values(), edge):
@@ -154,7 +153,9 @@ def _record(options: UpOptions) -> tuple[dict[str, Graph], list[str], dict[str, 
     twins = {stack: {"twins": True} for stack in stacks if options.twins and ".serving." in stack}
     graphs = record(stacks, overrides=twins)
     regions = sorted(chosen, key=lambda region: (region != environment.home_region, environment.regions.index(region)))
-    addresses = {region: options.state.address(FIRST_CACHE_INDEX + index) for index, region in enumerate(environment.regions)}
+    addresses = {
+        region: options.state.address(furniture.FIRST_CACHE_INDEX + index) for index, region in enumerate(environment.regions)
+    }
     return graphs, regions, addresses
 
 
@@ -175,29 +176,17 @@ def _choose_instance(options: UpOptions, serving: Iterable[Graph]) -> Instance:
     aws_port = before.aws_port
     if status is None:
         ports.check_pod_ports(state.address(PROBE_INDEX), {CACHE_PORT}.union(*map(manifests.pod_ports, serving)))
-        aws_port = ports.free_port(state.address(AWS_INDEX), before.aws_port or AWS_PORT)
+        aws_port = ports.free_port(state.address(furniture.AWS_INDEX), before.aws_port or AWS_PORT)
     instance = Instance(port_offset=offset, aws_port=aws_port)
     if instance != before:
         files.write_json(state.instance_file, instance)
     return instance
 
 
-def _emulated_aws(state: State, instance: Instance) -> Workload:
-    address = state.address(AWS_INDEX)
-    probe = Probe(
-        action=Action(kind="http", path="/_ministack/ready", port=instance.aws_port), period_s=0.1, failure_threshold=200
-    )
-    container = Container(
-        name="ministack",
-        command=(sys.executable, "-m", "infra.embedded.aws_server"),
-        host_env=aws_environment(address, instance.aws_port, state.aws),
-        ports={"http": instance.aws_port},
-        startup=probe,
-    )
-    template = Template(containers=(container,), grace_s=AWS_GRACE_S)
-    return Workload(
-        region="", namespace=INFRASTRUCTURE, name="aws", kind="Infrastructure", replicas=1, template=template, address=address
-    )
+def _fronts(state: State, regions: Iterable[str], aws: Workload, instance: Instance) -> dict[str, Workload]:
+    """Each region's own way to the emulated AWS."""
+    known = config.environment_of(config.load_catalog(), LOCAL).regions
+    return {region: furniture.front_of(state, region, known.index(region), aws, instance) for region in regions}
 
 
 def _clients(aws_url: str) -> Callable[[str, str], Any]:
@@ -208,17 +197,17 @@ def _desired(
     state: State,
     before: Desired,
     aws: Workload,
-    aws_url: str,
+    fronts: Mapping[str, Workload],
     serving: Mapping[str, Graph],
     instance: Instance,
     realised: Realised,
 ) -> Desired:
     """What to run: the regions brought up now, and those that run already and were not named."""
-    workloads = [aws, *realised.caches]
+    workloads = [aws, *fronts.values(), *realised.caches]
     services: list[Service] = []
     for region, graph in serving.items():
         host_env = {
-            "AWS_ENDPOINT_URL": aws_url,
+            "AWS_ENDPOINT_URL": furniture.url_of(fronts[region]),
             "AWS_ACCESS_KEY_ID": LOCAL,
             "AWS_SECRET_ACCESS_KEY": LOCAL,  # the emulated AWS takes any
             "AWS_DEFAULT_REGION": region,
@@ -253,15 +242,16 @@ def _target(aws_url: str, desired: Desired) -> Target:
     return access.target_of(aws_url, _gateway_settings(desired), addresses)
 
 
-def _estate(target: Target, settings: Mapping[str, GatewaySettings]) -> Estate:
-    """What `flotilla failover` needs to know of the regions that are up."""
+def _estate(target: Target, desired: Desired, settings: Mapping[str, GatewaySettings]) -> Estate:
+    """What `flotilla failover` needs to know of the regions that are up; it asks each region's AWS by that region's own way."""
+    fronts = {each.region: furniture.url_of(each) for each in desired.workloads if each.name == furniture.FRONT}
     regions = {
         name: RegionEstate(
             name=name,
             url=region.base_url.removesuffix("/v1"),
             artifact_bucket=region.artifact_bucket,
             archive_bucket=region.archive_bucket,
-            aws_url=target.aws_endpoint_url,
+            aws_url=fronts[name],
         )
         for name, region in target.regions.items()
     }

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
 
+import msgspec
 import pytest
 from embedded_support import QUICK, RunningAgent, child, http, workload
 
+from infra.embedded import faults
 from infra.embedded import state as files
 from infra.embedded.agent import end_leftovers
 from infra.embedded.desired import Action, Desired, Mount, Probe, Service, Volume
@@ -94,6 +96,22 @@ async def test_a_killed_process_comes_back_at_once_and_its_brood_is_ended(agent:
     os.kill(pod.containers[0].pid, signal.SIGKILL)
     await agent.until(lambda: agent.pods()[pod.name].restarts == 1 and agent.processes() == 3, "back, with a new brood")
     assert agent.pods()[pod.name].containers[0].reason == ""
+
+
+async def test_a_region_without_power_dies_at_once_and_stays_down_until_it_is_healed(agent: RunningAgent) -> None:
+    """A drill that lost a region to SIGKILL alone would see it come back within a second."""
+    survivor = msgspec.structs.replace(workload(child(env=WEB)), region="us-west-2")
+    agent.want(workload(child(env={**WEB, "DRAIN_S": "30"}), child(env={"BROOD": "1"}, name="beside"), grace_s=60), survivor)
+    await agent.settled()
+    lost, kept = sorted(agent.pods().values(), key=lambda pod: pod.region)
+    faults.plant(agent.state, lost.region, faults.RegionFaults(is_killed=True))
+    await agent.until(lambda: list(agent.pods()) == [kept.name], "only the survivor is left", timeout_s=5)
+    assert agent.log(lost.name)[-1] == "serving"  # no SIGTERM: nothing could be said
+    await asyncio.sleep(0.5)
+    assert agent.pods() == {kept.name: kept}
+    faults.heal(agent.state, [lost.region])
+    await agent.settled()
+    assert {pod.region for pod in agent.pods().values()} == {lost.region, kept.region}
 
 
 async def test_stopping_runs_the_hook_then_sigterm_and_lets_it_drain(agent: RunningAgent) -> None:

@@ -164,6 +164,7 @@ def test_the_first_up_starts_everything_and_says_how_to_reach_it(machine: Machin
     assert set(report.workloads.values()) == {"started"}
     assert set(report.workloads) == {
         "global.infrastructure.aws",
+        "us-east-2.infrastructure.aws-front",
         "us-east-2.infrastructure.cache",
         "us-east-2.serving.gateway",
         *(f"us-east-2.serving.engine-{model_class}" for model_class in ("small", "medium", "large")),
@@ -194,7 +195,8 @@ def test_pods_get_their_environment_from_the_graph_and_the_cache_answers(machine
 
     env = json.loads(urlopen(f"http://127.0.0.1:{8080 + OFFSET}/echo-env").read())
     settings = json.loads(Path(env["FLOTILLA_SETTINGS_FILE"]).read_bytes())
-    assert env["AWS_ENDPOINT_URL"] == json.loads(machine.state.access_file.read_bytes())["aws_endpoint_url"]
+    assert env["AWS_ENDPOINT_URL"] == json.loads((machine.state.root / "estate.json").read_text())["regions"][HOME]["aws_url"]
+    assert machine.pods()[f"{HOME}/aws-front-0"].address in env["AWS_ENDPOINT_URL"]
     assert env["FLOTILLA_POD_NAME"] == "gateway-0"
     assert env["FLOTILLA_POD_IP"] == machine.pods()[f"{HOME}/gateway-0"].address
     assert len(f"{env['TMPDIR']}/{'0' * 36}") < 107  # the longest path of a Unix socket
