@@ -19,6 +19,7 @@ from infra.components.gpu.gpu_support import GpuSupport
 from infra.components.gpu.node_pools import ElasticNodePools, ElasticNodePoolsArgs
 from infra.components.observability.monitoring import Monitoring
 from infra.components.observability.scrape_targets import ScrapeTargets
+from infra.components.observability.usage_alerts import UsageAlerts
 from infra.components.traffic.load_balancer import GatewayLoadBalancer, GatewayLoadBalancerArgs
 from infra.components.traffic.target_binding import TargetBinding
 from infra.components.workloads import engine_fleet, gateway_fleet
@@ -154,6 +155,7 @@ class _Region:
     def create_monitoring(self) -> Monitoring:
         monitoring = Monitoring("monitoring", self._stack, self._in_cluster())
         ScrapeTargets("scrape-targets", self._stack, self._in_cluster([monitoring]))
+        UsageAlerts("usage-alerts", self._stack, self._in_cluster([monitoring]))
         return monitoring
 
     def create_workloads(self, cache: RedisCache, load_balancer: GatewayLoadBalancer, after: Sequence[pulumi.Resource]) -> None:

@@ -71,6 +71,8 @@ class Invoice:
     num_requests: int
     """Opened in the month."""
     made_at_ms: int
+    num_counted: int = 0
+    """Of the requests: those whose tokens the gateway counted itself, since their engine sent no counts that could be."""
 
 
 def sums_of(charges: Iterable[tuple[LineKey, Sum]]) -> dict[LineKey, Sum]:
@@ -99,11 +101,13 @@ def draft(
     issued: Sequence[Invoice],
     num_requests: int,
     made_at_ms: int,
+    num_counted: int = 0,
 ) -> Invoice:
     """The invoice of `month` from its `sums`, with notes on what `closed` months are now; `issued` are all invoices so far."""
     lines = [Line(key, its.tokens, round_to_micro(its.cost_pico_usd)) for key, its in sums.items()]
     lines += _notes(closed, issued)
-    return Invoice(tenant, month, 0, tuple(lines), sum(line.amount_micro_usd for line in lines), num_requests, made_at_ms)
+    total = sum(line.amount_micro_usd for line in lines)
+    return Invoice(tenant, month, 0, tuple(lines), total, num_requests, made_at_ms, num_counted)
 
 
 def _notes(closed: Mapping[str, Mapping[LineKey, Sum]], issued: Sequence[Invoice]) -> list[Line]:

@@ -7,6 +7,7 @@ how much at most follows from how requests ended:
     not served   no token arrived, so nothing is billed; its prompt may have been computed
     aborted      the client left or the gateway died: the engine generated on until it noticed, `ABORT_TOKENS` at most
     resumed      asked of several engines: each may have computed all of it, and one bill is written
+    choices      several answers to one prompt (`n`): vLLM counts the prompt for each, a bill has it once
 
 What lies outside of all that is unexplained: requests that reached an engine past the gateways, probes, or usage that was lost.
 The window of a life runs from the first look at its counters to the last, so an engine's own known-answer prompts, which it is
@@ -23,7 +24,7 @@ from typing import Literal
 ABORT_TOKENS = 64
 """A PROGRESS interval (32 tokens) and a second of generation."""
 
-Explanation = Literal["straddling", "not_served", "aborted", "resumed"]
+Explanation = Literal["straddling", "not_served", "aborted", "resumed", "choices"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Billed:
     is_served: bool
     is_whole: bool
     """The engine said that it had finished."""
+    num_choices: int = 1
+    """Answers asked for."""
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Difference:
     counted: int = 0
     billed: int = 0
     least: int = 0
-    """The smallest difference that is explained; at most 0."""
+    """The smallest difference that is explained; above 0 where an engine must have counted more."""
     most: int = 0
 
     @property
@@ -115,8 +118,8 @@ def reconcile(looks: Iterable[Look], rows: Iterable[Billed], from_ms: int, to_ms
 def _account(life: Life, row: Billed) -> None:
     """Add a row that was open at some time in the life's window."""
     life.num_requests += 1
-    prompt_at_most = max(row.prompt_tokens, row.counted_prompt_tokens)
-    output_at_most = row.output_tokens + (0 if row.is_whole else ABORT_TOKENS)
+    prompt_at_most = max(row.prompt_tokens, row.counted_prompt_tokens) * row.num_choices
+    output_at_most = row.output_tokens + (0 if row.is_whole else ABORT_TOKENS * row.num_choices)
     if len(row.engines) > 1:  # which of them computed how much is not known
         life.prompt.most += prompt_at_most + row.output_tokens  # an answer goes on as part of a prompt
         life.output.most += output_at_most
@@ -128,12 +131,18 @@ def _account(life: Life, row: Billed) -> None:
     elif row.is_served:
         life.prompt.billed += row.prompt_tokens
         life.output.billed += row.output_tokens
-        if not row.is_whole:
-            life.output.most += ABORT_TOKENS
+        again = row.prompt_tokens * (row.num_choices - 1)
+        life.prompt.most += again
+        if again:
+            _explained(life, "choices")
+        if row.is_whole:
+            life.prompt.least += again  # each answer came, so each had its prompt computed
+        else:
+            life.output.most += ABORT_TOKENS * row.num_choices
             _explained(life, "aborted")
     else:
         life.prompt.most += prompt_at_most
-        life.output.most += ABORT_TOKENS
+        life.output.most += ABORT_TOKENS * row.num_choices
         _explained(life, "not_served")
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from policies.failover.controls import Verdict
-from serving.gateway import errors, http_errors
+from serving.gateway import errors, http_errors, idempotency
 from serving.gateway.asgi import AsgiExchange
 from serving.gateway.auth import Authenticator
 from serving.gateway.controls import Controls
@@ -40,6 +40,15 @@ _GENERATION_FAILURES = (400, 401, 404, 408, 413, 415, 429, 431, 500, 502, 503, 5
 _STREAM_OR_DOCUMENT = {
     "description": "OpenAI's document for this path; with `stream: true` its events.",
     "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}},
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Names this request for 24 hours. Sent again with the same body it gets the first answer, and is neither "
+    "generated nor billed again; while the first is being served it is `idempotency_in_flight`, with another body "
+    "`idempotency_key_reused`.",
+    "schema": {"type": "string", "pattern": f"^{idempotency.KEY_PATTERN}$"},
 }
 
 
@@ -217,7 +226,7 @@ def build_app(
             response_class=Exchanged,
             response_model=None,
             responses={200: _STREAM_OR_DOCUMENT, **_failures(*_GENERATION_FAILURES)},
-            openapi_extra={"requestBody": _body(kind.__name__)},
+            openapi_extra={"requestBody": _body(kind.__name__), "parameters": [_IDEMPOTENCY_KEY]},
         )
 
     def openapi() -> dict[str, Any]:

@@ -37,7 +37,8 @@ IN_FLIGHT_RETRY_S = 1.0
 UNAVAILABLE_RETRY_S = 2.0
 ANNOUNCE_RETRY_S = 2.0
 _NUM_THREADS = 8
-_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
+KEY_PATTERN = r"[\x21-\x7e]{1,255}"
+_KEY = re.compile(KEY_PATTERN.encode())
 _T = TypeVar("_T")
 
 log = structlog.get_logger()

@@ -303,6 +303,7 @@ class Pipeline:
             output_micro_usd_per_mtok=rate.output_micro_usd_per_mtok,
             request_id=call.request_id,
             claim=call.claim,
+            num_choices=num_choices,
         )
         return Meter(self._journal, self._settings.journal, opened, num_choices * context.max_tokens)
 

@@ -181,7 +181,7 @@ class Meter:
         """Put what passed in the place of counts that cannot be."""
         if self.num_pieces <= self.output_tokens <= self._max_output_tokens:
             return
-        self.is_disputed, self.source = True, CountSource.GATEWAY
+        self.is_disputed, self.source = True, CountSource.COUNTED
         self.output_tokens, self.reasoning_tokens = self.num_pieces, -1
         if self.prompt_tokens <= 0:
             self.prompt_tokens, self.cached_tokens = self.opened.prompt_tokens, 0

@@ -130,6 +130,8 @@ def _invoice_table(made: Invoice) -> str:
     console = Console(file=file, highlight=False, width=160)
     console.print(f"{invoice_text.title(made)} for {made.tenant}, {made.month}: {made.num_requests:,} requests")
     console.print(table)
+    if note := invoice_text.counted_note(made):
+        console.print(note)
     return file.getvalue()
 
 
@@ -171,4 +173,8 @@ def _freshness(report: UsageReport, now_ms: int) -> str:
     if not report.rows:
         return f"No requests since {since:%Y-%m-%d %H:%M} UTC; {delay}"
     age_s = max(0, now_ms - report.newest_closed_at_ms) // 1000
-    return f"Tokens since {since:%Y-%m-%d %H:%M} UTC. The newest request ended {age_s:,} s ago; {delay}"
+    counted = ""
+    if num := report.total.counted_requests:
+        counted = f" Of {num:,} requests the gateway counted the tokens itself: their engine sent no usable counts."
+    since_text = f"{since:%Y-%m-%d %H:%M} UTC"
+    return f"Tokens since {since_text}.{counted} The newest request ended {age_s:,} s ago; {delay}"

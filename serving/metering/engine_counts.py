@@ -116,6 +116,7 @@ def billed(close: UsageClose) -> Billed:
         output_tokens=close.output_tokens,
         is_served=close.outcome is not Outcome.NOT_SERVED,
         is_whole=close.outcome is Outcome.FINISHED,
+        num_choices=close.open.num_choices,
     )
 
 

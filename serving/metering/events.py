@@ -39,9 +39,11 @@ class CountSource(StrEnum):
 
     ENGINE_FINAL = "engine_final"
     ENGINE_RUNNING = "engine_running"
-    GATEWAY = "gateway"
+    COUNTED = "counted"
     """Counted here, since the engine's counts were missing or could not be: the prompt by its tokenizer, and a token for each
-    piece that passed, which is never too many."""
+    piece that passed, which is never too many. Reports and invoices say how many requests were."""
+    GATEWAY = "gateway"
+    """What gateways wrote for `COUNTED` until November 2026; only read, since what was sealed keeps its words."""
     NONE = "none"
     """Nothing was received, so nothing was counted."""
 
@@ -83,6 +85,8 @@ class UsageOpen(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """Priced as a batch."""
     claim: str = ""
     """The claim on its idempotency key (`serving.gateway.claims`); empty where it came without one."""
+    num_choices: int = 1
+    """Answers asked for (`n`). The prompt is billed once, and an engine counts it for each."""
 
 
 class UsageProgress(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):

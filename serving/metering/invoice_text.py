@@ -32,6 +32,14 @@ def title(invoice: Invoice) -> str:
     return f"Invoice {invoice.tenant}-{invoice.number:06d}" if invoice.number else "Draft of an invoice"
 
 
+def counted_note(invoice: Invoice) -> str:
+    """What must be said of requests that no engine counted; empty where there are none."""
+    if not invoice.num_counted:
+        return ""
+    how = "their engine sent no usable counts, so the gateway counted their tokens as it passed them on, never too many"
+    return f"Of the requests, {invoice.num_counted:,}: {how}."
+
+
 def cells(line: Line) -> tuple[str, ...]:
     """A line, in the order of COLUMNS."""
     key = line.key
@@ -71,7 +79,8 @@ def _page(invoice: Invoice, made: str) -> Iterator[str]:
         yield f"<tr>{''.join(columns)}</tr>\n"
     total = f"${format_micro(invoice.total_micro_usd)}"
     yield f'</tbody>\n<tfoot><tr><td colspan="5">Total</td><td class="n">{total}</td></tr></tfoot></table>'
-    yield "\n<p>Each line is rounded once, to the micro-dollar; the total is the sum of the lines.</p>\n</html>\n"
+    yield "\n<p>Each line is rounded once, to the micro-dollar; the total is the sum of the lines."
+    yield f" {html.escape(note)}</p>\n</html>\n" if (note := counted_note(invoice)) else "</p>\n</html>\n"
 
 
 def _bare(line: Line) -> list[str]:

@@ -54,6 +54,7 @@ def invoice_of(books: Books, tenant: str, month: str, now_ms: int, *, issues: bo
             issued=issued,
             num_requests=sum(not row.revision for row in rows),
             made_at_ms=now_ms,
+            num_counted=sum(row.is_counted for row in rows),
         )
         if not issues:
             return made

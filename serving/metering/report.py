@@ -40,6 +40,8 @@ class UsageRow(msgspec.Struct, frozen=True):
     cost_pico_usd: int
     cost_usd: str
     """The same, exactly, in dollars: `0.000123`."""
+    counted_requests: int = 0
+    """Of the requests: those whose tokens the gateway counted itself, since their engine sent no counts that could be."""
     tenant: str = ""
     model: str = ""
     key_id: str = ""
@@ -135,6 +137,7 @@ def _sums(rows: Sequence[LedgerRow], *names: str) -> UsageRow:
         output_tokens=sum(row.output_tokens for row in rows),
         cost_pico_usd=cost_pico_usd,
         cost_usd=format_usd(cost_pico_usd).replace(",", ""),
+        counted_requests=sum(row.is_counted for row in rows),
         tenant=tenant,
         model=model,
         key_id=key_id,

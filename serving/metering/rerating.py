@@ -96,4 +96,5 @@ def _opened(row: LedgerRow, rate: Rate) -> UsageOpen:
         asked_model=row.asked_model,
         is_compacted=row.is_compacted,
         is_batch=row.is_batch,
+        num_choices=row.num_choices,
     )

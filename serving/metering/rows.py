@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from policies.billing.tariffs import Rate
-from serving.metering.events import UsageClose, UsageOpen, UsageRevision
+from serving.metering.events import CountSource, UsageClose, UsageOpen, UsageRevision
 from serving.metering.framing import Segment
 
 
@@ -73,12 +73,18 @@ class LedgerRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """0 for the event itself."""
     reason: str = ""
     """Why it was rated anew; revisions only."""
+    num_choices: int = 1
 
     @property
     def key(self) -> RowKey:
         """The row's place in the table."""
         suffix = f"#{self.revision:04d}" if self.revision else ""
         return RowKey(f"{self.tenant}#{utc_day(self.opened_at_ms)}", self.event_id + suffix)
+
+    @property
+    def is_counted(self) -> bool:
+        """Its tokens are the gateway's count, since the engine sent none, or none that could be."""
+        return self.source in (CountSource.COUNTED, CountSource.GATEWAY)
 
     @property
     def rate(self) -> Rate:

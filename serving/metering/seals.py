@@ -8,6 +8,11 @@ Seal 1 lists every row of the day, sorted by key, with its digest; its head is a
 Rows come in any order and are chained in one, so whoever seals the same rows gets the same head. A row that comes later (a
 gateway's volume that returned, a price rated anew) is never put in between: seal 2 lists the late ones, again sorted, and goes on
 from the head of seal 1; and so on. Seals are conditional puts, so of two that seal at once one is refused and looks again.
+
+Shippers of the home region do it (`seal_due`): once a day, from `SEAL_AFTER_H` after midnight on, for the last `SEAL_DAYS` days.
+Whoever is done with it first leaves a marker, `sealed/v1/<newest day>.json`, and the others have nothing to do; one that dies
+before that has done no harm. While the home region is lost nothing is sealed; on its return the next pass seals what was missed.
+What comes later than `SEAL_DAYS` is sealed by `flotilla ledger seal --since`.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -27,6 +32,9 @@ from serving.metering.rows import LedgerRow
 
 SEAL_AFTER_H = 6.0
 PREFIX = "seals/v1/"
+DONE = "sealed/v1/"
+SEAL_DAYS = 7
+"""A volume that returns within a week has its late rows sealed by itself."""
 
 
 class Leaf(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -119,3 +127,20 @@ def seal_day(books: Books, tenant: str, day: str, now_ms: int) -> Seal | None:
         if seal is None or books.put_once(seal.key, msgspec.msgpack.encode(seal)):
             return seal
     raise AssertionError
+
+
+def seal_due(books: Books, tenants: Callable[[], Iterable[str]], now_ms: int) -> list[Seal] | None:
+    """The seals that the day's pass put, those of `tenants` and the last `SEAL_DAYS` days; None where somebody has made the pass.
+
+    Raises:
+        botocore.exceptions.BotoCoreError, ClientError: table or archive did not answer; what was sealed stays, and the next look
+            goes on.
+    """
+    newest = datetime.fromtimestamp(now_ms / 1000, UTC) - timedelta(days=1, hours=SEAL_AFTER_H)
+    days = [f"{newest - timedelta(days=back):%Y-%m-%d}" for back in reversed(range(SEAL_DAYS))]
+    marker = f"{DONE}{days[-1]}.json"
+    if books.keys(marker):
+        return None
+    made = [seal for tenant in tenants() for day in days if (seal := seal_day(books, tenant, day, now_ms)) is not None]
+    books.put_once(marker, msgspec.json.encode({"sealed_at_ms": now_ms, "num_seals": len(made)}))
+    return made

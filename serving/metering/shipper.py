@@ -31,9 +31,11 @@ from policies.failover.reports import REPORT_PERIOD_S
 from serving import series
 from serving.control_table import ControlTable
 from serving.errors import UserError
+from serving.gateway.tenants import TenantTable
 from serving.metering.books import Books
 from serving.metering.engine_counts import reconcile_once
 from serving.metering.recovery import Recovered
+from serving.metering.seals import seal_due
 from serving.metering.shipping import TAKE_OVER_AFTER_S, BackOff, Destination, Shipper
 from serving.metering.takeover import Takeovers
 from serving.metrics import CONTENT_TYPE, make
@@ -52,6 +54,8 @@ HANG_LIMIT_S = 300.0
 SECONDS_PER_HOUR = 3600
 RECONCILE_EVERY_S = 600.0
 """Between two looks for an hour to reconcile: each hour is done once, by whichever shipper looks first."""
+SEAL_EVERY_S = 900.0
+"""Between two looks for a day to seal: each is sealed once, by a shipper of the home region, within half an hour of being due."""
 
 log = structlog.get_logger()
 
@@ -66,6 +70,8 @@ class Metrics:
         self.unshipped_bytes = make(Gauge, series.UNSHIPPED_BYTES, self.registry)
         self.oldest_unshipped = make(Gauge, series.OLDEST_UNSHIPPED, self.registry)
         self.unexplained = make(Counter, series.UNEXPLAINED_TOKENS, self.registry)
+        for kind in ("input", "output"):
+            self.unexplained.labels(kind)  # at 0: a counter that first shows with a difference hides it from `increase`
 
     def segment(self, result: str) -> None:
         """One attempt to ship a segment ended."""
@@ -171,6 +177,23 @@ def reconcile(books: Books, region: str, metrics: Metrics) -> None:
         write("usage reconciled with engines' counters", hour=found.hour, num_lives=len(found.lives), unexplained=unexplained)
 
 
+def seal(books: Books, tenants: TenantTable) -> None:
+    """Seal each day that is due and that nobody has sealed, for ever. One that cannot be is tried again at the next look."""
+    while True:
+        time.sleep(random.uniform(0.5, 1.5) * SEAL_EVERY_S)  # noqa: S311 (so that shippers do not all begin at once)
+        try:
+            made = seal_due(books, lambda: [tenant.id for tenant in tenants.list_tenants()], time.time_ns() // 1_000_000)
+        except (
+            BotoCoreError,
+            ClientError,
+            ValueError,
+        ) as error:  # ValueError: a row or seal that is none; `ledger verify` names it
+            log.warning("days cannot be sealed", error=str(error))
+            continue
+        if made is not None:
+            log.info("days sealed", num_seals=len(made), num_rows=sum(len(its.leaves) for its in made))
+
+
 def obey(takeovers: Takeovers) -> None:
     """Look for takeovers, for ever. What fails is tried again at the next look."""
     while True:
@@ -237,8 +260,12 @@ def main(env: Mapping[str, str] = os.environ) -> int:
         num_waiting=lambda: shipper.backlog().num_segments,
     )
 
-    # Daemons: an hour takes a while to reconcile, a lost region's archive to account for, and neither must hold up the end of a
-    # process that has shipped all.
+    # Daemons: an hour takes a while to reconcile, a day to seal, a lost region to account for, and none of them must hold
+    # up the end of a process that has shipped all.
+    if settings.region == settings.home_region:  # two regions' conditional puts could both succeed, each in its own bucket
+        home = destination.dynamodb
+        tenants = TenantTable(settings.tables.tenants, near=home, home=home)
+        threading.Thread(target=seal, args=(books, tenants), name="seal", daemon=True).start()
     threading.Thread(target=reconcile, args=(books, settings.region, metrics), name="reconcile", daemon=True).start()
     threading.Thread(target=obey, args=(takeovers,), name="takeovers", daemon=True).start()
     asyncio.run(serve(rounds, build_app(rounds, metrics), host, settings.drain_s))

@@ -33,7 +33,7 @@ class Expected:
     source: CountSource
 
 
-FINAL, RUNNING, GATEWAY = CountSource.ENGINE_FINAL, CountSource.ENGINE_RUNNING, CountSource.GATEWAY
+FINAL, RUNNING, COUNTED = CountSource.ENGINE_FINAL, CountSource.ENGINE_RUNNING, CountSource.COUNTED
 FAULTS = {
     "drip": Expected({"kind": "drip", "at_token": 37, "delay_s": 0.3}, "", TOKENS, FINAL),
     "split UTF-8": Expected({"kind": "split"}, "", TOKENS, FINAL),
@@ -43,9 +43,9 @@ FAULTS = {
     "engine error": Expected({"kind": "error", "at_token": AT}, "engine_lost", AT, RUNNING),
     "hang": Expected({"kind": "hang", "at_token": AT}, "engine_lost", AT, RUNNING),
     "missing totals": Expected({"kind": "drop_final_usage"}, "", TOKENS, RUNNING),
-    "missing usage": Expected({"kind": "drop_usage"}, "", TOKENS, GATEWAY),
-    "lying usage: 0": Expected({"kind": "lie_usage", "factor": 0}, "", TOKENS, GATEWAY),
-    "lying usage: x 100": Expected({"kind": "lie_usage", "factor": 100}, "", TOKENS, GATEWAY),
+    "missing usage": Expected({"kind": "drop_usage"}, "", TOKENS, COUNTED),
+    "lying usage: 0": Expected({"kind": "lie_usage", "factor": 0}, "", TOKENS, COUNTED),
+    "lying usage: x 100": Expected({"kind": "lie_usage", "factor": 100}, "", TOKENS, COUNTED),
 }
 
 

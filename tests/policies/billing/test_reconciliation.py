@@ -48,6 +48,19 @@ WINDOW = [look(HOUR, 1000, 500), look(2 * HOUR - 1, 1100, 510)]
         (row(opened_at_ms=HOUR - 10), "explained", {"straddling": 1}),
         (row(closed_at_ms=2 * HOUR + 1), "explained", {"straddling": 1}),
         (row(engines=("e1", "e0")), "explained", {"resumed": 1}),
+        (row(prompt_tokens=50, counted_prompt_tokens=50, num_choices=2), "explained", {"choices": 1}),  # 2 x 50 were computed
+        (row(prompt_tokens=50, counted_prompt_tokens=50, num_choices=3), "unexplained", {"choices": 1}),  # 3 x 50 must have been
+        (row(num_choices=2), "unexplained", {"choices": 1}),  # 2 x 100 must have been
+        (
+            row(num_choices=2, output_tokens=5, is_whole=False),
+            "explained",
+            {"choices": 1, "aborted": 1},
+        ),  # one answer never began
+        (
+            row(prompt_tokens=40, counted_prompt_tokens=40, num_choices=2, is_whole=False),
+            "unexplained",
+            {"choices": 1, "aborted": 1},
+        ),
         (row(output_tokens=9), "unexplained", {}),
         (row(output_tokens=11), "unexplained", {}),
         (row(prompt_tokens=99), "unexplained", {}),

@@ -225,6 +225,8 @@ async def test_the_openapi_document_describes_the_generating_routes(gateway: Gat
     schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/ChatRequest"}
     assert "messages" in document["components"]["schemas"]["ChatRequest"]["properties"]
+    (parameter,) = document["paths"]["/v1/chat/completions"]["post"]["parameters"]
+    assert (parameter["name"], parameter["in"], parameter["required"]) == ("Idempotency-Key", "header", False)
     assert "engine_unavailable" in document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
 
 

@@ -11,7 +11,7 @@ from twin_fleet import Fleet, answer_of, running_fleet, split
 
 from serving.metering.events import CountSource, Outcome
 
-FINAL, RUNNING, GATEWAY = CountSource.ENGINE_FINAL, CountSource.ENGINE_RUNNING, CountSource.GATEWAY
+FINAL, RUNNING, COUNTED = CountSource.ENGINE_FINAL, CountSource.ENGINE_RUNNING, CountSource.COUNTED
 LENGTH, AT = 40, 7
 
 
@@ -30,11 +30,11 @@ OUTCOMES: list[tuple[str, dict[str, Any], str, int, CountSource]] = [
     ("an event is not JSON", {"kind": "garble", "at_token": AT}, "engine_lost", AT, RUNNING),
     ("an event tells of a failure", {"kind": "error", "at_token": AT}, "engine_lost", AT, RUNNING),
     ("no totals", {"kind": "drop_final_usage"}, "", LENGTH, RUNNING),
-    ("no counts at all", {"kind": "drop_usage"}, "", LENGTH, GATEWAY),
-    ("counts of zero", {"kind": "lie_usage", "factor": 0}, "", LENGTH, GATEWAY),
-    ("counts below zero", {"kind": "lie_usage", "factor": -3}, "", LENGTH, GATEWAY),
-    ("half of the tokens", {"kind": "lie_usage", "factor": 0.5}, "", LENGTH, GATEWAY),
-    ("more tokens than were allowed", {"kind": "lie_usage", "factor": 100}, "", LENGTH, GATEWAY),
+    ("no counts at all", {"kind": "drop_usage"}, "", LENGTH, COUNTED),
+    ("counts of zero", {"kind": "lie_usage", "factor": 0}, "", LENGTH, COUNTED),
+    ("counts below zero", {"kind": "lie_usage", "factor": -3}, "", LENGTH, COUNTED),
+    ("half of the tokens", {"kind": "lie_usage", "factor": 0.5}, "", LENGTH, COUNTED),
+    ("more tokens than were allowed", {"kind": "lie_usage", "factor": 100}, "", LENGTH, COUNTED),
 ]
 
 
@@ -58,7 +58,7 @@ async def test_each_fault_has_its_outcome(
     assert (bill.output_tokens, bill.source) == (num_tokens, source)
     assert bill.outcome is (Outcome.ENGINE_LOST if code else Outcome.FINISHED)
     assert bill.prompt_tokens == first.prompt_tokens
-    assert fleet.gateway.metric('flotilla_usage_disputed_total{model="small"}') == (source is GATEWAY)
+    assert fleet.gateway.metric('flotilla_usage_disputed_total{model="small"}') == (source is COUNTED)
 
 
 async def test_a_plain_answer_shows_what_is_billed_and_not_what_its_engine_made_up(fleet: Fleet) -> None:
@@ -71,7 +71,7 @@ async def test_several_choices_are_checked_together(fleet: Fleet) -> None:
     fleet.fault(0, kind="lie_usage", factor=0)
     async with fleet.gateway.post(body=chat_body(temperature=1, max_tokens=LENGTH, n=3, stream=True)) as answer:
         assert (await split(answer))[-1] == b"data: [DONE]"
-    assert (fleet.bill.output_tokens, fleet.bill.source) == (3 * LENGTH, GATEWAY)
+    assert (fleet.bill.output_tokens, fleet.bill.source) == (3 * LENGTH, COUNTED)
 
 
 async def test_a_resumed_answer_is_billed_by_the_tokens_that_came(fleet: Fleet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from serving.metering.framing import SegmentHeader, decode_segment, encode_heade
 from serving.metering.ledger import PutResult, UnreadableRow, create_table, put_rows, read_rows
 from serving.metering.report import summarise
 from serving.metering.rerating import rerate, revisions_of
-from serving.metering.rows import LedgerRow, item_of, ledger_hash, row_of, rows_of
+from serving.metering.rows import LedgerRow, item_of, ledger_hash, row_of, rows_of, utc_day
 from serving.metering.segments import SegmentName
 
 pytestmark = pytest.mark.emulated_aws
@@ -143,6 +144,36 @@ def test_a_day_is_sealed_when_it_is_over_for_a_while_once_and_by_one(books: Book
     first = seals.seal_day(books, "acme", DAY, too_early_ms + 1)
     assert first is not None and first.number == 1
     assert seals.seal_day(books, "acme", DAY, LATER_MS) is None
+
+
+def test_a_pass_seals_each_day_of_the_week_that_is_due_once_and_by_one(books: Books, records: Any) -> None:
+    days = [MIDNIGHT_MS - back * DAY_MS for back in (seals.SEAL_DAYS, seals.SEAL_DAYS - 1, 1, 0)]
+    for seq, opened_at_ms in enumerate([*days, MIDNIGHT_MS + DAY_MS]):
+        ship(books, records.close(records.open(opened_at_ms=opened_at_ms)), seq=seq)
+    due_ms = MIDNIGHT_MS + DAY_MS + int(seals.SEAL_AFTER_H * 3_600_000)
+    made = seals.seal_due(books, lambda: ["acme", "nobody"], due_ms)
+    assert made is not None
+    assert [seal.day for seal in made] == [utc_day(day) for day in days[1:]], "neither a day before the week nor one under way"
+    assert seals.seal_due(books, lambda: ["acme"], due_ms + DAY_MS // 2) is None, "the pass was made"
+    ship(books, records.close(records.open(opened_at_ms=days[2])), seq=9)
+    later = seals.seal_due(books, lambda: ["acme"], due_ms + DAY_MS)
+    assert later is not None
+    assert [(seal.day, seal.number) for seal in later] == [(utc_day(days[2]), 2), (utc_day(MIDNIGHT_MS + DAY_MS), 1)]
+    assert faults(books) == []
+
+
+def test_a_pass_that_died_is_made_by_the_next_who_looks(books: Books, records: Any) -> None:
+    ship(books, records.close(records.open()))
+    due_ms = MIDNIGHT_MS + DAY_MS + int(seals.SEAL_AFTER_H * 3_600_000)
+
+    def dies() -> Iterator[str]:
+        yield "acme"
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        seals.seal_due(books, dies, due_ms)
+    assert seals.seal_due(books, lambda: ["acme"], due_ms) == [], "what it had sealed is sealed, and nothing was left"
+    assert faults(books) == []
 
 
 def test_a_late_event_goes_on_from_the_head_and_changes_no_seal(books: Books, records: Any) -> None:

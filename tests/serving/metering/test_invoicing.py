@@ -12,6 +12,7 @@ from policies.billing.tariffs import Rate
 from serving.errors import UserError
 from serving.metering import invoice_text
 from serving.metering.books import Books
+from serving.metering.events import CountSource
 from serving.metering.invoicing import invoice_of, issued_invoices
 from serving.metering.ledger import put_rows
 from serving.metering.report import parse_month
@@ -96,3 +97,13 @@ def test_csv_and_html_say_what_the_invoice_says(books: Books, records: Any) -> N
     assert "<title>Invoice acme-000001</title>" in page
     assert "small with &lt;b&gt;&amp;, output tokens in batches" in page
     assert "$1.200010" in page
+
+
+@pytest.mark.parametrize("source", [CountSource.COUNTED, CountSource.GATEWAY], ids=["now", "as older gateways said it"])
+def test_an_invoice_says_which_requests_no_engine_counted(books: Books, records: Any, source: CountSource) -> None:
+    use(books, records, BEGIN_MS)
+    assert invoice_text.counted_note(invoice_of(books, "acme", "2025-11", CLOSED_MS)) == ""
+    put_rows(books.dynamodb, books.table, [row_of(records.close(records.open(opened_at_ms=BEGIN_MS + 1), source=source))])
+    made = invoice_of(books, "acme", "2025-11", CLOSED_MS)
+    assert (made.num_requests, made.num_counted) == (2, 1)
+    assert "Of the requests, 1: their engine sent no usable counts" in invoice_text.to_html(made)
