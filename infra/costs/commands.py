@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -12,7 +13,9 @@ from rich.text import Text
 
 from infra.costs.report import CostReport
 from infra.naming import LOCAL
+from policies.costs.budgets import judge_budgets
 from policies.costs.prices import HOURS_PER_MONTH
+from policies.costs.unit_cost import UnitCost
 from serving.errors import UserError
 
 
@@ -25,23 +28,27 @@ def cost(
     stack: Annotated[str, typer.Argument(help="A stack, such as prod.serving.us-east-2.")] = "",
     env: Annotated[str, typer.Option("--env", help="Every stack of an environment.")] = "",
     against: Annotated[str, typer.Option(metavar="GIT_REF", help="Compare with this commit's own program.")] = "",
-    budget_usd_per_h: Annotated[
-        float | None, typer.Option(min=0, help="Exit 1 if what always runs costs more than this.")
-    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every stack that runs in a cloud.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 where a budget of stacks/budgets.yaml is exceeded.")] = False,
+    per_token: Annotated[bool, typer.Option("--per-token", help="Show what a million tokens cost by model class.")] = False,
     lines: Annotated[bool, typer.Option("--lines", help="Show every line of the bill.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Show what always runs and what autoscaling may add up to, in dollars an hour. Needs no cloud."""
-    if bool(stack) == bool(env):
-        raise UserError("name a stack, or an environment by --env", "for example `flotilla cost --env prod`")
+    if [bool(stack), bool(env), everything].count(True) != 1:
+        raise UserError("name a stack, an environment by --env, or give --all", "for example `flotilla cost --env prod`")
+    from infra.costs.budgets import load_budgets
     from infra.costs.report import cost_of, load_prices
+    from infra.costs.unit_costs import unit_costs
     from infra.embedded.against import graphs_at
-    from infra.embedded.recorder import environment_stacks, record
+    from infra.embedded.recorder import environment_stacks, every_stack, record
 
     environment = env or stack.partition(".")[0]
     if environment == LOCAL:
         raise UserError(f"{LOCAL} runs on this machine and costs nothing", "choose another environment, such as --env staging")
-    wanted = environment_stacks(environment)
+    if per_token and everything:
+        raise UserError("--per-token is of one environment", "name it, for example by --env prod")
+    wanted = every_stack() if everything else environment_stacks(environment)
     graphs = record(wanted)
     before = graphs_at(against, wanted) if against else None
     report = cost_of(graphs, load_prices(), before, against)
@@ -50,12 +57,26 @@ def cost(
         if not chosen:
             raise UserError(f"{stack}: no such stack", f"known are {', '.join(wanted)}")
         report = CostReport(chosen, report.book, against)
+    verdicts = judge_budgets(report.bills, load_budgets())
+    if stack:
+        verdicts = tuple(verdict for verdict in verdicts if verdict.scope == stack)
+    units = unit_costs(environment, report.book) if per_token else ()
     if as_json:
-        typer.echo(json.dumps(report.as_json(), ensure_ascii=False))
+        document = report.as_json() | {"budgets": [verdict.as_json() for verdict in verdicts]}
+        if per_token:
+            document["per_token"] = [unit.as_json() for pair in units for unit in pair]
+        typer.echo(json.dumps(document, ensure_ascii=False))
     else:
-        Console(soft_wrap=True, highlight=False).print(_render(report, lines))
-    if budget_usd_per_h is not None and report.floor_usd_per_h > budget_usd_per_h:
-        typer.echo(f"over budget: ${report.floor_usd_per_h:,.2f} an hour, and ${budget_usd_per_h:,.2f} is allowed", err=True)
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(_render(report, lines))
+        for verdict in verdicts:
+            console.print(Text(f"Budget of {verdict.message}.", style="bold red" if verdict.is_exceeded else "dim"))
+        if units:
+            console.print(_unit_costs(units))
+    exceeded = [verdict for verdict in verdicts if verdict.is_exceeded]
+    if gate and exceeded:
+        for verdict in exceeded:
+            typer.echo(f"over budget: {verdict.message}; see stacks/budgets.yaml", err=True)
         raise typer.Exit(1)
 
 
@@ -89,6 +110,21 @@ def _lines(report: CostReport) -> Table:
         for line in (*bill.floor, *bill.growth):
             table.add_row(bill.stack, line.name, line.key, f"{line.quantity:g}", f"{line.usd_per_h:,.4f}", line.note)
     return table
+
+
+def _unit_costs(units: Sequence[tuple[UnitCost, UnitCost]]) -> RenderableType:
+    title = "\nGPU dollars of a million tokens, at the operating point of a mean request"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for name in ("class", "uncached in", "out", "both", "both, on spot"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for bought, spot in units:
+        both = (bought.usd_per_mtok_input, bought.usd_per_mtok_output, bought.usd_per_mtok, spot.usd_per_mtok)
+        table.add_row(bought.model_class, *(f"{usd:.3f}" for usd in both))
+    caveat = (
+        "Modelled (policies/capacity/step_law.py), not measured on A100s. At list prices on demand; idle floors, spares, gateways"
+        " and networks come on top: a fleet at half this utilization pays twice as much a token."
+    )
+    return Group(table, *(Text(bought.arithmetic, style="dim") for bought, _ in units), Text(caveat, style="dim"))
 
 
 def _caveats(report: CostReport) -> list[Text]:

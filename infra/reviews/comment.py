@@ -19,7 +19,7 @@ MARKER = "<!-- flotilla: preview -->"
 """By which the comment is found again and written over."""
 COLUMNS = (Verdict.CREATED, Verdict.UPDATED, Verdict.REPLACED, Verdict.DELETED)
 MAX_VALUE_CHARS = 80
-PLAIN = " .,:;-–_/()%×'="
+PLAIN = " .,:;-–_/()%×'=$"
 """What may stand in plain words beside letters and digits."""
 MAX_CHARS = 60_000
 """GitHub takes 65,536."""
@@ -59,6 +59,7 @@ def _head(review: Review) -> Iterator[str]:
         return
     yield from _summary(review)
     yield from _costs(review)
+    yield from _budgets(review)
     yield from _guardrails(review)
     yield from _replacements(review)
     yield from _scaling(review)
@@ -99,6 +100,19 @@ def _costs(review: Review) -> Iterator[str]:
     )
     if unpriced:
         yield f"Unpriced, in no sum: {', '.join(map(_code, unpriced))}."
+    yield ""
+
+
+def _budgets(review: Review) -> Iterator[str]:
+    """Every budget that is exceeded, and those that this change comes nearer to or further from."""
+    changed = {item.stack for item in review.cost.stacks if item.delta_usd_per_h}
+    changed |= {stack.partition(".")[0] for stack in changed}
+    exceeded = sum(verdict.is_exceeded for verdict in review.budgets)
+    yield f"**Budgets**: {exceeded} exceeded." if exceeded else "**Budgets**: none exceeded."
+    yield ""
+    for verdict in review.budgets:
+        if verdict.is_exceeded or verdict.scope in changed:
+            yield f"- {'**' if verdict.is_exceeded else ''}{_text(verdict.message)}{'**' if verdict.is_exceeded else ''}."
     yield ""
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra import config
+from infra.costs.budgets import load_budgets
 from infra.costs.report import CostReport, cost_of, load_prices
 from infra.embedded.diff import ResourceChange, Verdict
 from infra.embedded.graph import Graph
 from infra.embedded.preview import PreviewReport, both_sides, compared
 from infra.guardrails.graphs import judge_graphs, load_waivers
 from infra.naming import parse_stack
+from policies.costs.budgets import BudgetVerdict, judge_budgets
 from policies.guardrails.rule import Finding
 from policies.resources import at
 
@@ -47,6 +49,8 @@ class Review:
     against: str
     preview: PreviewReport
     cost: CostReport
+    budgets: tuple[BudgetVerdict, ...]
+    """Of the working tree, held against what the later side costs."""
     broken: tuple[Finding, ...]
     """Findings that were not there before."""
     mended: tuple[Finding, ...]
@@ -82,7 +86,7 @@ class Review:
 def review(ref: str) -> Review:
     """The working tree against commit `ref`, or with `A..B` commit B against commit A, over every stack of either.
 
-    Prices, rules and waivers are today's on both sides: a review shows what the program makes of them.
+    Prices, budgets, rules and waivers are today's on both sides: a review shows what the program makes of them.
 
     Raises:
         UserError: there is no such commit, or one of the two programs does not load.
@@ -96,11 +100,13 @@ def review_of(before: Mapping[str, Graph], after: Mapping[str, Graph], against: 
     catalog, waivers, today = config.load_catalog(), load_waivers(), config.today()
     names = [*after, *(stack for stack in before if stack not in after)]
     known = {finding_key(finding): finding for finding in _findings(before, catalog, waivers, today)}
+    cost = cost_of(after, load_prices(), before, against)
     now = {finding_key(finding): finding for finding in _findings(after, catalog, waivers, today)}
     return Review(
         against=against,
         preview=PreviewReport(compared(names, after, before.get), against),
-        cost=cost_of(after, load_prices(), before, against),
+        cost=cost,
+        budgets=judge_budgets(cost.bills, load_budgets()),
         broken=tuple(finding for key, finding in now.items() if key not in known),
         mended=tuple(finding for key, finding in known.items() if key not in now),
         num_known=len(now.keys() & known.keys()),
