@@ -68,13 +68,20 @@ class ControlPlane:
         self._processes.append(process)
         return process
 
+    def check(self) -> None:
+        """Raises RuntimeError where a part has ended by itself: whatever was seen after that is not what it does."""
+        for process in self._processes:
+            if process.poll() is not None:
+                name = Path(str(process.args[len(WITH_US)])).name  # type: ignore[index]  # a list, as we gave it
+                raise RuntimeError(f"{name} ended with {process.returncode}\n{tail(self.folder / f'{name}.log')}")
+
 
 @contextmanager
 def control_plane(assets: Path, folder: Path, hpa_sync_s: float = HPA_SYNC_S) -> Iterator[ControlPlane]:
     """A control plane without a node, with every CRD; it is gone after the block. Autoscalers look every `hpa_sync_s`.
 
     Raises:
-        RuntimeError: a part did not start; the message ends with its log.
+        RuntimeError: a part did not start, or ended before the block did; the message ends with its log.
     """
     folder.mkdir(parents=True)
     plane = ControlPlane(
@@ -83,6 +90,7 @@ def control_plane(assets: Path, folder: Path, hpa_sync_s: float = HPA_SYNC_S) ->
     try:
         _start_all(plane, hpa_sync_s)
         yield plane
+        plane.check()
     finally:
         for process in reversed(plane._processes):
             _stop(process)

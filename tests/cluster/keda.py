@@ -11,6 +11,7 @@ import base64
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class PromAnswers:
     values: dict[tuple[str, str], float | None] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
     """What was asked that no test has set."""
+    asked_s: list[float] = field(default_factory=list)
+    """When anything was asked, by the monotonic clock."""
 
 
 @contextmanager
@@ -44,6 +47,7 @@ def prom_answers() -> Iterator[PromAnswers]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that http.server wants
             url = urlsplit(self.path)
+            state.asked_s.append(time.monotonic())
             asked = f"{url.scheme}://{url.netloc}", parse_qs(url.query).get("query", [""])[0]
             if asked not in state.values:
                 state.refused.append(asked)

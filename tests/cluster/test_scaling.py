@@ -40,7 +40,7 @@ SLACK_SYNCS = 2
 
 def test_one_policy_has_the_same_trajectory_wherever_it_is_obeyed(assets: Path, tmp_path: Path) -> None:
     expected = simulated(SERIES, POLICY, LIMITS, START, SYNC_S)
-    found = realised(SERIES, POLICY, LIMITS, START, SYNC_S, assets, tmp_path)
+    found, _ = realised(SERIES, POLICY, LIMITS, START, SYNC_S, assets, tmp_path)
     seen = "\n".join(picture(SERIES, [expected, *found]))
     for one in found:
         assert len(one.changes) > 5, f"{one.name} was scaled\n{seen}"

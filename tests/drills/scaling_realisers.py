@@ -37,7 +37,9 @@ from serving.series import DESIRED_REPLICAS
 from tests.drills.scaling_series import Decider, Series, Trajectory
 
 NAMESPACE, FLEET, MODEL_CLASS = "serving", "engine-small", "small"
-POLL_S = 0.1
+POLL_S = 0.05
+SAME_SYNC_S = 0.3
+"""The two questions of a sync are less far apart."""
 Listener = Callable[[float | None, float | None], None]
 BEGIN_S = 60.0
 """How long a real autoscaler may take to begin where the series does."""
@@ -98,7 +100,7 @@ class Keda:
     """A fleet on a control plane, under the ScaledObject that our program renders for `policy`."""
 
     def __init__(self, plane: ControlPlane, prometheus: keda.PromAnswers, policy: ScalingPolicy, limits: Limits) -> None:
-        self._kube, self._prometheus = plane.kube, prometheus
+        self._plane, self._kube, self._prometheus = plane, plane.kube, prometheus
         triggers = base_triggers(MODEL_CLASS, policy)
         args = ScaledObjectArgs("Deployment", FLEET, limits.floor, limits.max_base, triggers, Pace.obeying(policy))
         self.spec = args.rendered()
@@ -136,6 +138,18 @@ class Keda:
     def replicas(self) -> int:
         """What the fleet is told to have."""
         return int(self._kube.get("Deployment", FLEET, NAMESPACE, "apps/v1")["spec"]["replicas"])
+
+    def sync_s(self, since_s: float) -> float:
+        """How long it took from one question of the autoscaler's to its next, but for one in twenty; its period begins anew when
+        it is done, so this is more than the period that it was given.
+
+        Raises:
+            RuntimeError: a part has ended, and nobody asks any more.
+        """
+        self._plane.check()
+        asked = [at_s for at_s in self._prometheus.asked_s if at_s >= since_s]
+        apart = sorted(gap for gap in map(float.__sub__, asked[1:], asked) if gap > SAME_SYNC_S)
+        return apart[int(0.95 * len(apart))] + POLL_S
 
     def events(self) -> str:
         """What the autoscaler and KEDA last said."""
@@ -242,8 +256,12 @@ def recorded(sources: dict[str, Callable[[], int]], lasts_s: float) -> list[Traj
 
 def realised(
     series: Series, policy: ScalingPolicy, limits: Limits, start: int, look_s: float, assets: Path, folder: Path
-) -> list[Trajectory]:
-    """The series under both, at the same time: `keda` and `local`."""
+) -> tuple[list[Trajectory], float]:
+    """The series under both, at the same time: `keda` and `local`; and how long a sync of the HPA took.
+
+    Raises:
+        RuntimeError: a part of the control plane or of KEDA ended meanwhile.
+    """
     with keda_fleet(assets, folder / "plane", policy, limits, look_s) as fleet:
         leader = Leader(series, policy, limits, start, look_s, fleet.say)
         with metrics_server(leader.exported) as port, local_fleet(folder / "local", policy, limits, port) as num_pods:
@@ -253,4 +271,4 @@ def realised(
             thread.start()
             trajectories = recorded({"keda": fleet.replicas, "local": num_pods}, series.lasts_s)
             thread.join()
-            return trajectories
+            return trajectories, fleet.sync_s(since_s=time.monotonic() - series.lasts_s)

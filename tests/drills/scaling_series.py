@@ -17,7 +17,7 @@ from policies.autoscaling.policy import Limits, ScalingPolicy
 
 LOOK_S = 15.0
 """How often production's leader looks, and its HPA and KEDA sync."""
-GRID_S = 0.1
+GRID_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,16 @@ def simulated(series: Series, policy: ScalingPolicy, limits: Limits, start: int,
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a trajectory was from the simulated one in a phase: each moment of it compared with the nearest of what the other
-    was within one sync before and after."""
+    """How far a trajectory was from the simulated one in a phase: how far beyond the least and the most that the other was within
+    one sync before and after. 3 beside what went from 4 to 6 is 1; 5 is 0."""
 
     phase: str
     max_apart: int
     """Replicas."""
     apart_ratio: float
     """Of its time: by more than one replica."""
-    lag_s: float
-    """The sync that would have been needed for one replica."""
+    lag_s: float | None
+    """The sync that would have been needed for one replica; None where ten would not do."""
 
 
 def agreements(series: Series, one: Trajectory, other: Trajectory, sync_s: float) -> list[Agreement]:
@@ -117,21 +117,19 @@ def agreements(series: Series, one: Trajectory, other: Trajectory, sync_s: float
     for phase in series.phases:
         moments = [begin_s + index * GRID_S for index in range(int(phase.lasts_s / GRID_S))]
         apart = [_apart(one, other, at_s, sync_s) for at_s in moments]
-        lag_s = next(
-            (tried for tried in _tried(sync_s) if all(_apart(one, other, at_s, tried) <= 1 for at_s in moments)), math.inf
-        )
+        lag_s = next((tried for tried in _tried(sync_s) if all(_apart(one, other, at_s, tried) <= 1 for at_s in moments)), None)
         found.append(Agreement(phase.name, max(apart), sum(each > 1 for each in apart) / len(apart), lag_s))
         begin_s += phase.lasts_s
     return found
 
 
 def _tried(sync_s: float) -> Sequence[float]:
-    return [index * GRID_S for index in range(int(10 * sync_s / GRID_S))]
+    return [round(index * GRID_S, 2) for index in range(int(10 * sync_s / GRID_S))]
 
 
 def _apart(one: Trajectory, other: Trajectory, at_s: float, sync_s: float) -> int:
-    replicas = one.at(at_s)
-    return min(abs(replicas - each) for each in other.within(at_s - sync_s, at_s + sync_s))
+    replicas, others = one.at(at_s), other.within(at_s - sync_s, at_s + sync_s)
+    return max(min(others) - replicas, replicas - max(others), 0)
 
 
 def picture(series: Series, trajectories: Sequence[Trajectory], width: int = 100) -> list[str]:
