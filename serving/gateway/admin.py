@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.gateway import errors, keys
 from serving.gateway.errors import ApiError
 from serving.gateway.tenants import (
+    MAX_BUDGET_MICRO_USD,
     TENANT_ID,
     Band,
     Key,
@@ -57,6 +58,10 @@ class TenantChange(BaseModel):
     requests_per_min: Limit | None = None
     tokens_per_min: Limit | None = None
     concurrency: Limit | None = None
+    input_tokens_per_min: Limit | None = None
+    output_tokens_per_min: Limit | None = None
+    budget_day_micro_usd: Annotated[int, Field(ge=1, le=MAX_BUDGET_MICRO_USD)] | None = None
+    budget_month_micro_usd: Annotated[int, Field(ge=1, le=MAX_BUDGET_MICRO_USD)] | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
 
 

@@ -54,11 +54,6 @@ class Call:
         """The request was answered with `error`."""
         self.status, self.error = error.kind.status, error.kind.code
 
-    @property
-    def used_tokens(self) -> int:
-        """What has been received for it."""
-        return 0 if self.meter is None else self.meter.total_tokens
-
 
 def record(call: Call, exchange: Exchange, metrics: Metrics) -> None:
     """The request is over: count it and write its one line."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -30,9 +31,24 @@ Weight = Annotated[
 RequestsPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests a minute.")]
 TokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens a minute, prompt and answer together.")]
 Concurrency = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests at once.")]
+InputTokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens of prompts a minute.")]
+OutputTokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens of answers a minute.")]
+BudgetDay = Annotated[
+    str | None, typer.Option("--budget-day-usd", metavar="USD|unlimited", help="Dollars a day, by UTC; 12.50, for one.")
+]
+BudgetMonth = Annotated[str | None, typer.Option("--budget-month-usd", metavar="USD|unlimited", help="Dollars a month, by UTC.")]
 ModelNames = Annotated[str | None, typer.Option("--models", metavar="A,B|all", help="Model classes the tenant may use.")]
 
 UNLIMITED = "unlimited"
+_LIMIT_TITLES = {
+    "requests_per_min": "requests/min",
+    "tokens_per_min": "tokens/min",
+    "input_tokens_per_min": "input/min",
+    "output_tokens_per_min": "output/min",
+    "concurrency": "at once",
+    "budget_day_micro_usd": "a day",
+    "budget_month_micro_usd": "a month",
+}
 ALL_MODELS = "all"
 
 tenants_app = typer.Typer(help="Who may use the API, and how much of it.", no_args_is_help=True)
@@ -80,6 +96,10 @@ def create_tenant(
     requests_per_min: RequestsPerMin = None,
     tokens_per_min: TokensPerMin = None,
     concurrency: Concurrency = None,
+    input_tokens_per_min: InputTokensPerMin = None,
+    output_tokens_per_min: OutputTokensPerMin = None,
+    budget_day: BudgetDay = None,
+    budget_month: BudgetMonth = None,
     models: ModelNames = None,
     as_json: Json = False,
     env: Env = LOCAL,
@@ -88,7 +108,14 @@ def create_tenant(
 
     Example: `flotilla tenants create acme --requests-per-min 600 --models small`
     """
-    fields = _fields(band, weight, requests_per_min, tokens_per_min, concurrency, models)
+    limits = {
+        "requests_per_min": requests_per_min,
+        "tokens_per_min": tokens_per_min,
+        "concurrency": concurrency,
+        "input_tokens_per_min": input_tokens_per_min,
+        "output_tokens_per_min": output_tokens_per_min,
+    }
+    fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
     _show_tenants([admin_client.create_tenant(load_target(env), tenant, **fields)], as_json, single=True)
 
 
@@ -112,6 +139,10 @@ def set_tenant(
     requests_per_min: RequestsPerMin = None,
     tokens_per_min: TokensPerMin = None,
     concurrency: Concurrency = None,
+    input_tokens_per_min: InputTokensPerMin = None,
+    output_tokens_per_min: OutputTokensPerMin = None,
+    budget_day: BudgetDay = None,
+    budget_month: BudgetMonth = None,
     models: ModelNames = None,
     as_json: Json = False,
     env: Env = LOCAL,
@@ -120,7 +151,14 @@ def set_tenant(
 
     Example: `flotilla tenants set acme --tokens-per-min unlimited --band interactive`
     """
-    fields = _fields(band, weight, requests_per_min, tokens_per_min, concurrency, models)
+    limits = {
+        "requests_per_min": requests_per_min,
+        "tokens_per_min": tokens_per_min,
+        "concurrency": concurrency,
+        "input_tokens_per_min": input_tokens_per_min,
+        "output_tokens_per_min": output_tokens_per_min,
+    }
+    fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
     if not fields:
         raise UserError("nothing to change was given", "see `flotilla tenants set --help`")
     _show_tenants([admin_client.set_tenant(load_target(env), tenant, **fields)], as_json, single=True)
@@ -186,9 +224,8 @@ def _end_chat(answer: str, end: ChatEnd, as_json: bool) -> None:
 def _fields(
     band: str | None,
     weight: int | None,
-    requests_per_min: str | None,
-    tokens_per_min: str | None,
-    concurrency: str | None,
+    limits: Mapping[str, str | None],
+    budgets: Mapping[str, str | None],
     models: str | None,
 ) -> dict[str, Any]:
     """The fields that were given, as the admin API takes them."""
@@ -197,8 +234,8 @@ def _fields(
         fields["band"] = band
     if weight is not None:
         fields["weight"] = weight
-    limits = {"requests_per_min": requests_per_min, "tokens_per_min": tokens_per_min, "concurrency": concurrency}
     fields |= {name: _limit(name, text) for name, text in limits.items() if text is not None}
+    fields |= {f"budget_{span}_micro_usd": _budget(span, text) for span, text in budgets.items() if text is not None}
     if models is not None:
         fields["models"] = None if models == ALL_MODELS else [name.strip() for name in models.split(",")]
     return fields
@@ -212,17 +249,31 @@ def _limit(name: str, text: str) -> int | None:
     return int(text)
 
 
+def _budget(span: str, text: str) -> int | None:
+    if text == UNLIMITED:
+        return None
+    match = re.fullmatch(r"(\d{1,7})(?:\.(\d{1,6}))?", text, re.ASCII)
+    if match is None:
+        raise UserError(f"--budget-{span}-usd is {text!r}; must be dollars, such as 12.50, or `{UNLIMITED}`")
+    return int(match[1]) * 1_000_000 + int((match[2] or "").ljust(6, "0"))
+
+
 def _show_tenants(tenants: Sequence[dict[str, Any]], as_json: bool, *, single: bool = False) -> None:
     if as_json:
         _print_json(tenants[0] if single else tenants)
         return
-    table = Table("tenant", "band", "weight", "requests/min", "tokens/min", "at once", "models", box=None)
+    table = Table("tenant", "band", "weight", *_LIMIT_TITLES.values(), "models", box=None)
     for tenant in tenants:
-        limits = [tenant[name] for name in ("requests_per_min", "tokens_per_min", "concurrency")]
-        shown = [UNLIMITED if limit is None else f"{limit:,}" for limit in limits]
+        shown = [_shown(name, tenant.get(name)) for name in _LIMIT_TITLES]
         models = ALL_MODELS if tenant["models"] is None else ", ".join(tenant["models"])
         table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _shown(name: str, limit: int | None) -> str:
+    if limit is None:
+        return UNLIMITED
+    return f"${limit / 1e6:,.2f}" if name.endswith("_micro_usd") else f"{limit:,}"
 
 
 def _time(time_ms: int | None) -> str:

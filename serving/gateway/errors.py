@@ -69,6 +69,16 @@ RATE_LIMIT_EXCEEDED = ErrorKind(
     "rate_limit_exceeded", 429, "rate_limit_error", "The tenant's limit is used up; `Retry-After` says for how long."
 )
 
+INSUFFICIENT_QUOTA = ErrorKind(
+    "insufficient_quota",
+    429,
+    "insufficient_quota",
+    "The tenant's budget of the day or month is spent; `Retry-After` says until when.",
+)
+BUDGET_UNKNOWN = ErrorKind(
+    "budget_unknown", 503, _SERVER, "What the tenant's budget has left cannot be told, so nothing is generated."
+)
+
 IDEMPOTENCY_IN_FLIGHT = ErrorKind(
     "idempotency_in_flight", 409, _REQUEST, "A request with this Idempotency-Key is being served, or its gateway is not back yet."
 )

@@ -1,18 +1,22 @@
 """Limits: reserve what a request may cost before it runs, settle what it did cost after.
 
-The decision is `policies.admission.gcra`; here is where its state lives. Normally that is the region's cache, where one script
-decides for all gateways at once. When the cache is slow or gone, each gateway decides by itself with the same function on state
-of its own, and counts that: N gateways may then let in up to N times a limit, which is better than refusing everybody.
-Tenants without limits cost no round trip.
+The decision is `policies.admission.limits`; here is where its state lives. Normally that is the region's cache, where one script
+decides for all gateways at once: one round trip before dispatch, one after the answer, none between. Tenants without limits cost
+none.
+
+When the cache is slow or gone, one request finds out within `CACHE_TIMEOUT_S` and the breaker opens: every gateway decides by
+itself with the same function, on its equal share of the limits and of what budgets had left, which is at most one more limit a
+minute over all gateways besides what the cache had let in. Nobody waits for the cache meanwhile: a task of its own tries it,
+and when it answers again it is told what was let in without it, seeded with what was spent, and decides from then on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Sequence
+import os
+import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -21,22 +25,34 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from policies.admission import gcra, gcra_lua
-from serving.gateway import errors
+from policies.admission import gcra, limits_lua
+from policies.admission.limits import NANO_PER_MICRO, Cost, Decision, Limits, Reason, Spent, State, exceeds_burst, share_of
+from policies.admission.limits import reserve as decide_reserve
+from policies.admission.limits import settle as decide_settle
+from serving.gateway import limit_answers
+from serving.gateway.budgets import Budgets, window_at
 from serving.gateway.errors import ApiError
+from serving.gateway.exchange import Headers
 from serving.gateway.metrics import Metrics
 from serving.gateway.tenants import Tenant
 
 log = structlog.get_logger()
 
 EXPECTED_OUTPUT_TOKENS = 512
-"""Of each answer at most so many tokens are reserved. Conversations average 211 (Azure 2023 trace), so most requests reserve more
-than they use and get it back; one that uses more pays at the end and delays the tenant's next."""
+"""Of each answer at most so many tokens are reserved of rates. Conversations average 211 (Azure 2023 trace), so most requests
+reserve more than they use and get it back; one that uses more pays at the end and delays the tenant's next. Of budgets all that
+an answer may cost is reserved: what is over cannot be taken back."""
 CACHE_TIMEOUT_S = 0.05
-CACHE_RETRY_S = 1.0
-"""After a failure the cache is left alone for this long."""
+PROBE_EVERY_S = 0.2
+"""How often a cache that failed is tried again: it decides within a second of its return."""
 LEASE_S = 60.0
 """A running request counts against `concurrency` for this long after its gateway last said so."""
+PRESENT_EVERY_S = 5.0
+PRESENT_S = 15.0
+"""Gateways say so often that they are there; who has not for so long has no share."""
+CORRECT_EVERY_S = 300.0
+"""Budgets are held against the ledger so often: what a killed gateway did not settle is there once its journal is shipped."""
+_PRESENT_KEY = "flotilla:gateways"
 _NUM_CONNECTIONS = 8
 """Few, and opened before they are needed: a burst must not spend its 50 ms on hand-shakes."""
 
@@ -50,19 +66,34 @@ class Reservation:
     """What a request holds of its tenant's limits."""
 
     tenant: str
-    limits: gcra.Limits
+    limits: Limits
     lease: str
-    tokens: int
+    cost: Cost
     is_local: bool
-    headers: Sequence[tuple[bytes, bytes]] = field(default=())
-    """`x-ratelimit-*`, for the answer."""
+    granted_nano_usd: int
+    """The most that it may cost, where money is limited."""
+    bound_by: Reason
+    """The budget that granted less than was wanted; `admitted` where none did."""
+    headers: Headers = ()
+    """What is left of limits, for the answer."""
+
+
+@dataclass
+class _Local:
+    """A tenant without the cache: this gateway's share of its limits, and what was taken of it."""
+
+    limits: Limits
+    share: Limits
+    state: State
 
 
 class Limiter:
-    """Reserves and settles. `run` keeps the leases of running requests alive."""
+    """Reserves and settles. `run` keeps the leases of running requests alive and budgets correct."""
 
-    def __init__(self, cache_url: str, metrics: Metrics) -> None:
+    def __init__(self, cache_url: str, metrics: Metrics, budgets: Budgets, *, lease_s: float = LEASE_S) -> None:
         self._metrics = metrics
+        self._budgets = budgets
+        self._lease_s = lease_s
         pool = BlockingConnectionPool.from_url(
             cache_url,
             max_connections=_NUM_CONNECTIONS,
@@ -73,129 +104,212 @@ class Limiter:
             retry=Retry(NoBackoff(), 0),
         )
         self._redis = Redis.from_pool(pool)
-        self._script = self._redis.register_script(gcra_lua.SCRIPT)
-        self._skip_cache_until_s = 0.0
-        self._local: dict[str, gcra.State] = {}
+        self._script = self._redis.register_script(limits_lua.SCRIPT)
+        self._id = os.urandom(8).hex()
+        self._num_gateways = 1
+        self.is_local = False
+        """The breaker is open: the cache is not asked."""
+        self._healing: asyncio.Task[None] | None = None
+        self._local: dict[str, _Local] = {}
         self._held: dict[str, Reservation] = {}
 
-    async def reserve(self, tenant: Tenant, lease: str, *, prompt_tokens: int, output_tokens: int) -> Reservation | None:
-        """Let a request of up to this many tokens in; None where the tenant has no limits. `lease` names the request.
+    async def reserve(self, tenant: Tenant, lease: str, cost: Cost) -> Reservation | None:
+        """Let a request of up to this cost in; None where the tenant has no limits. `lease` names the request.
 
         Raises:
-            ApiError: `rate_limit_exceeded` with Retry-After, or `request_exceeds_limit`.
+            ApiError: `rate_limit_exceeded` or `insufficient_quota` with Retry-After, `request_exceeds_limit`, or
+                `budget_unknown`.
         """
         limits = tenant.limits
         if limits.is_unlimited:
             return None
-        tokens = prompt_tokens + output_tokens
-        if gcra.exceeds_burst(limits, tokens):
-            raise ApiError(
-                errors.REQUEST_EXCEEDS_LIMIT,
-                f"This request counts as {tokens} tokens ({prompt_tokens} of prompt, up to {output_tokens} of answer), more than"
-                f" your whole limit of {limits.tokens_per_min} tokens a minute. Shorten the prompt or lower `max_tokens`.",
-            )
-        decision, is_local = await self._decide(tenant.id, limits, lease, tokens)
-        headers = _headers(limits, decision)
+        if (reason := exceeds_burst(limits, cost)) is not None:
+            raise limit_answers.never_fits(limits, reason, cost)
+        decision, is_local = await self._decide(tenant.id, limits, lease, cost)
+        headers = limit_answers.headers(limits, decision)
         if not decision.is_admitted:
-            raise _refusal(limits, decision, headers)
-        reservation = Reservation(tenant.id, limits, lease, tokens, is_local, headers)
+            raise limit_answers.refusal(limits, decision, headers)
+        reservation = Reservation(tenant.id, limits, lease, cost, is_local, decision.granted_nano_usd, decision.bound_by, headers)
         self._held[lease] = reservation
         return reservation
 
-    async def settle(self, reservation: Reservation, used_tokens: int) -> None:
-        """Give the lease back and correct the tokens. Where the cache fails the lease runs out by itself."""
-        self._held.pop(reservation.lease, None)
-        delta = used_tokens - reservation.tokens
-        if reservation.is_local:
-            state = self._local.get(reservation.tenant, gcra.State())
-            self._local[reservation.tenant] = gcra.settle(
-                state, reservation.limits, lease=reservation.lease, tokens_delta=delta, now_us=_now_us()
+    async def settle(self, reservation: Reservation, used: Cost) -> None:
+        """Give the lease back, correct the tokens and spend what it cost. Where the cache fails the lease runs out by itself, and
+        the ledger tells what was spent."""
+        reservation = self._held.pop(reservation.lease, reservation)
+        change = Cost(
+            input_tokens=used.input_tokens - reservation.cost.input_tokens,
+            output_tokens=used.output_tokens - reservation.cost.output_tokens,
+            nano_usd=used.nano_usd,
+        )
+        local = self._local.get(reservation.tenant) if reservation.is_local else None
+        if local is not None:
+            local.state = decide_settle(
+                local.state, local.share, change, lease=reservation.lease, now_us=_now_us(), window=window_at(time.time())
             )
-            return
-        with suppress(*_CacheFailure):
-            await self._call("settle", reservation.tenant, reservation.limits, reservation.lease, delta)
+        elif not self.is_local:
+            with suppress(*_CacheFailure):
+                await self._call("settle", reservation.tenant, reservation.limits, change, reservation.lease)
 
     async def warm_up(self) -> None:
         """Open the connections and load the script. A cache that does not answer is for `reserve` to find."""
         with suppress(*_CacheFailure):
             async with asyncio.timeout(_WARM_UP_S):
-                await asyncio.gather(*(self._redis.script_load(gcra_lua.SCRIPT) for _ in range(_NUM_CONNECTIONS)))
+                await asyncio.gather(*(self._redis.script_load(limits_lua.SCRIPT) for _ in range(_NUM_CONNECTIONS)))
+                await self._be_present()
 
     async def run(self) -> None:
-        """Renew the leases of running requests until cancelled."""
+        """Until cancelled: say that this gateway is there, renew the leases of running requests, hold budgets against the
+        ledger."""
+        loop = asyncio.get_running_loop()
+        renew_s, correct_s = loop.time() + self._lease_s / 3, loop.time() + CORRECT_EVERY_S
         while True:
-            await asyncio.sleep(LEASE_S / 3)
+            await asyncio.sleep(min(PRESENT_EVERY_S, self._lease_s / 3))
+            if self.is_local:
+                continue
             with suppress(*_CacheFailure):  # then the next round does it: two may fail before a lease runs out
-                for held in list(self._held.values()):
-                    if not held.is_local and held.limits.concurrency is not None:
-                        await self._call("renew", held.tenant, held.limits, held.lease, 0)
+                await self._be_present()
+                if loop.time() >= renew_s:
+                    renew_s = loop.time() + self._lease_s / 3
+                    for held in list(self._held.values()):
+                        if held.limits.has_leases:
+                            await self._call("renew", held.tenant, held.limits, Cost(), held.lease)
+            if loop.time() >= correct_s:
+                correct_s = loop.time() + CORRECT_EVERY_S
+                for tenant in self._budgets.tenants():
+                    with suppress(*_CacheFailure, ApiError):
+                        await self._seed(tenant)
 
     async def aclose(self) -> None:
         """Close the connections to the cache."""
+        if self._healing is not None:
+            self._healing.cancel()
+            await asyncio.gather(self._healing, return_exceptions=True)
         with suppress(*_CacheFailure):
             await self._redis.aclose()
 
-    async def _decide(self, tenant: str, limits: gcra.Limits, lease: str, tokens: int) -> tuple[gcra.Decision, bool]:
+    async def _decide(self, tenant: str, limits: Limits, lease: str, cost: Cost) -> tuple[Decision, bool]:
         """The decision, and whether it was made locally."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s >= self._skip_cache_until_s:
+        if not self.is_local:
             try:
-                reason, wait_us, requests_left, tokens_left = await self._call("reserve", tenant, limits, lease, tokens)
-                return gcra.Decision(reason, float(wait_us) / 1e6, requests_left, tokens_left), False
+                decision = await self._reserve(tenant, limits, lease, cost)
+                if decision.reason == "unseeded":
+                    await self._seed(tenant)
+                    decision = await self._reserve(tenant, limits, lease, cost)
             except _CacheFailure as error:
-                self._skip_cache_until_s = now_s + CACHE_RETRY_S
-                log.warning("limits_decided_locally", error=f"{type(error).__name__}: {error}")
+                self._trip(error)
+            else:
+                if limits.has_budget:
+                    self._budgets.saw(tenant, limits, decision, window_at(time.time()))
+                return decision, False
         self._metrics.limiter_fallbacks.inc()
-        decision, self._local[tenant] = gcra.reserve(
-            self._local.get(tenant, gcra.State()), limits, lease=lease, tokens=tokens, now_us=_now_us(), lease_us=math.inf
+        local = self._local.get(tenant)
+        if local is None or local.limits != limits:
+            spent = await self._budgets.known(tenant) if limits.has_budget else None
+            local = self._local.setdefault(tenant, self._share(limits, spent))
+        decision, local.state = decide_reserve(
+            local.state,
+            local.share,
+            cost,
+            lease=lease,
+            now_us=_now_us(),
+            lease_us=float("inf"),
+            window=window_at(time.time()),
         )
         return decision, True
 
-    async def _call(self, operation: str, tenant: str, limits: gcra.Limits, lease: str, tokens: int) -> Any:
+    def _share(self, limits: Limits, spent: Spent | None) -> _Local:
+        """What this gateway may let in by itself: of budgets, its part of what they have left."""
+        share = share_of(limits, self._num_gateways)
+        if spent is None:
+            return _Local(limits, share, State())
+
+        def part(budget: int | None, used_nano: int) -> int | None:
+            return None if budget is None else max(0, budget - -(-used_nano // NANO_PER_MICRO)) // self._num_gateways
+
+        share = replace(
+            share,
+            budget_day_micro_usd=part(limits.budget_day_micro_usd, spent.day_nano_usd),
+            budget_month_micro_usd=part(limits.budget_month_micro_usd, spent.month_nano_usd),
+        )
+        return _Local(limits, share, State(spent=Spent(spent.day, spent.month)))
+
+    async def _reserve(self, tenant: str, limits: Limits, lease: str, cost: Cost) -> Decision:
+        return limits_lua.decision(await self._call("reserve", tenant, limits, cost, lease))
+
+    async def _seed(self, tenant: str) -> None:
+        spent = await self._budgets.known(tenant)
+        async with asyncio.timeout(CACHE_TIMEOUT_S):
+            await self._script(keys=limits_lua.keys(tenant), args=limits_lua.seed_arguments(Limits(), spent))
+
+    def _trip(self, error: BaseException) -> None:
+        if not self.is_local:
+            log.warning("limits_decided_locally", num_gateways=self._num_gateways, error=f"{type(error).__name__}: {error}")
+            self.is_local = True
+            if self._healing is None or self._healing.done():
+                self._healing = asyncio.create_task(self._heal())
+
+    async def _heal(self) -> None:
+        """Try the cache until it answers; then let it decide, and tell it what was let in without it. In this order: told
+        first, it would not know of what is let in meanwhile."""
+        while self.is_local:
+            await asyncio.sleep(PROBE_EVERY_S)
+            try:
+                async with asyncio.timeout(CACHE_TIMEOUT_S):
+                    await self._redis.ping()
+            except _CacheFailure:
+                continue
+            self.is_local = False
+            taken, self._local = self._local, {}
+            try:
+                while taken:
+                    tenant, local = taken.popitem()
+                    await self._hand_over(tenant, local)
+                await self._be_present()
+            except (*_CacheFailure, ApiError) as error:
+                log.warning("limits_still_local", error=f"{type(error).__name__}: {error}")
+                self._local = {**taken, **self._local}
+                self.is_local = True
+        log.info("limits_decided_together")
+
+    async def _hand_over(self, tenant: str, local: _Local) -> None:
+        """Charge the cache with what this gateway let in of `tenant`, and what of that still runs."""
+        state, now_us = local.state, _now_us()
+        requests, tokens, inputs, outputs = (
+            gcra.owed(tat_us, cap, now_us) for tat_us, cap in zip(state.tats_us, local.share.per_min, strict=True)
+        )
+        spent_nano = state.spent.day_nano_usd if state.spent is not None else 0
+        await self._call("settle", tenant, local.limits, Cost(requests, inputs, outputs, spent_nano), "", tokens=tokens)
+        if local.limits.has_budget:  # after: where the cache kept its state, what was just told is in both, and counts once
+            self._budgets.spent(tenant, spent_nano, window_at(time.time()))
+            await self._seed(tenant)
+        for lease in state.leases:
+            held = self._held.get(lease)
+            if held is not None:
+                self._held[lease] = held = replace(held, is_local=False)
+                await self._call("adopt", tenant, held.limits, Cost(nano_usd=held.granted_nano_usd), lease)
+
+    async def _be_present(self) -> None:
+        now_s = time.time()
+        async with asyncio.timeout(CACHE_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
+            pipe.zadd(_PRESENT_KEY, {self._id: now_s})
+            pipe.zremrangebyscore(_PRESENT_KEY, "-inf", now_s - PRESENT_S)
+            pipe.zcard(_PRESENT_KEY)
+            self._num_gateways = max(1, int((await pipe.execute())[-1]))
+
+    async def _call(
+        self, operation: str, tenant: str, limits: Limits, cost: Cost, lease: str, *, tokens: int | None = None
+    ) -> Any:
         """Run the script, once.
 
         Raises:
             RedisError, OSError, TimeoutError: the cache did not answer within `CACHE_TIMEOUT_S`.
         """
-        arguments: list[str | int] = [
-            operation,
-            "",
-            limits.requests_per_min or 0,
-            limits.tokens_per_min or 0,
-            limits.concurrency or 0,
-            tokens,
-            lease,
-            int(LEASE_S * 1e6),
-        ]
+        arguments = limits_lua.arguments(
+            operation, limits, cost, window_at(time.time()), lease=lease, lease_us=self._lease_s * 1e6, tokens=tokens
+        )
         async with asyncio.timeout(CACHE_TIMEOUT_S):
-            return await self._script(keys=gcra_lua.keys(tenant), args=arguments)
-
-
-def _refusal(limits: gcra.Limits, decision: gcra.Decision, headers: Sequence[tuple[bytes, bytes]]) -> ApiError:
-    allowed = {
-        "requests": f"{limits.requests_per_min} requests a minute",
-        "tokens": f"{limits.tokens_per_min} tokens a minute",
-        "concurrency": f"{limits.concurrency} requests at once",
-    }[decision.reason]
-    message = f"Your limit of {allowed} is reached. Try again in {decision.retry_after_s:.1f} s."
-    error = ApiError(errors.RATE_LIMIT_EXCEEDED, message, retry_after_s=decision.retry_after_s)
-    error.headers.extend(headers)
-    return error
-
-
-def _headers(limits: gcra.Limits, decision: gcra.Decision) -> list[tuple[bytes, bytes]]:
-    """OpenAI's rate-limit headers, for the limits that the tenant has. `reset` is when all of a limit is free again."""
-    headers: list[tuple[bytes, bytes]] = []
-    for name, limit, remaining in (
-        (b"requests", limits.requests_per_min, decision.remaining_requests),
-        (b"tokens", limits.tokens_per_min, decision.remaining_tokens),
-    ):
-        if limit is not None:
-            reset_s = (limit - remaining) * gcra.PERIOD_US / 1e6 / limit
-            headers.append((b"x-ratelimit-limit-" + name, b"%d" % limit))
-            headers.append((b"x-ratelimit-remaining-" + name, b"%d" % remaining))
-            headers.append((b"x-ratelimit-reset-" + name, b"%.3fs" % reset_s))
-    return headers
+            return await self._script(keys=limits_lua.keys(tenant), args=arguments)
 
 
 def _now_us() -> float:

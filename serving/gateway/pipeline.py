@@ -23,10 +23,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
-from serving.gateway import embeddings, errors, idempotency, responses, resume, settle, validate
+from policies.admission.limits import Cost
+from serving.gateway import embeddings, errors, idempotency, limit_answers, reserving, responses, resume, settle, validate
 from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, mint_request_id, record
@@ -36,7 +38,7 @@ from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import BodyBroken, BodyTooLarge, BodyTooSlow, ClientGone, Exchange, Headers
 from serving.gateway.idempotency import Idempotency
-from serving.gateway.limits import EXPECTED_OUTPUT_TOKENS, Limiter, Reservation
+from serving.gateway.limits import Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.respond import Response, ResponseDocumentSink, ResponseStreamSink
@@ -117,12 +119,12 @@ class Pipeline:
         principal = await self._authenticator.authenticate(exchange.headers)
         chat = responses.parse_count(await self._read_body(exchange), max_depth=self._settings.max_json_depth)
         model = self._models.choose(chat.model, principal.tenant)
-        reservation = await self._limiter.reserve(principal.tenant, mint_request_id(), prompt_tokens=0, output_tokens=0)
+        reservation = await self._limiter.reserve(principal.tenant, mint_request_id(), Cost(requests=1))
         try:
             return (await self._context.place(model, chat, principal.cache_salt)).prompt_tokens
         finally:
             if reservation is not None:
-                await self._limiter.settle(reservation, 0)
+                await self._limiter.settle(reservation, Cost())
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
         """auth → validate; and with a key of its own the request is served once, however often it comes.
@@ -175,10 +177,11 @@ class Pipeline:
         else:
             context = await self._context.place(model, request, principal.cache_salt)
 
-        expected = request.num_choices * min(context.max_tokens, EXPECTED_OUTPUT_TOKENS)
-        reservation = await self._limiter.reserve(
-            principal.tenant, call.request_id, prompt_tokens=context.prompt_tokens, output_tokens=expected
-        )
+        rate = self._models.rate(model, settle.now_ms())
+        cost = reserving.wanted(context, request.num_choices, rate)
+        reservation = await self._limiter.reserve(principal.tenant, call.request_id, cost)
+        if reservation is not None and (allowed := reserving.allowance(reservation, rate, request.num_choices)) is not None:
+            context = replace(context, max_tokens=min(context.max_tokens, allowed))
         in_flight = self._metrics.in_flight.labels(call.model)
         in_flight.inc()
         self.in_flight[call.model, principal.tenant.band] += 1
@@ -188,7 +191,7 @@ class Pipeline:
             in_flight.dec()
             self.in_flight[call.model, principal.tenant.band] -= 1
             if reservation is not None:
-                await self._limiter.settle(reservation, call.used_tokens)
+                await self._limiter.settle(reservation, reserving.used(call.meter))
 
     async def _generate(
         self,
@@ -211,6 +214,9 @@ class Pipeline:
             raise ClientGone
         meter = call.meter = self._meter(call, principal, model, context, request.num_choices)
         headers = [_request_id_header(call), *(reservation.headers if reservation is not None else ())]
+        if reservation is not None and reservation.bound_by != "admitted":
+            headers.append((limit_answers.ALLOWANCE_HEADER, b"%d" % context.max_tokens))
+            meter.bound_by = reservation.bound_by
         transcript: resume.Transcript | None = None
         if not isinstance(request, EmbeddingsRequest) and resume.is_wanted(exchange.headers) and resume.is_possible(request):
             transcript = resume.Transcript(

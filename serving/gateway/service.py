@@ -24,6 +24,7 @@ from serving.control_table import ControlTable
 from serving.gateway.admin import AdminParts
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
+from serving.gateway.budgets import Budgets, spent_by_ledger
 from serving.gateway.cache_watch import watch_caches
 from serving.gateway.claims import ClaimTable, Owner
 from serving.gateway.context import ContextCounter
@@ -166,7 +167,8 @@ class Service:
         )
         releases = ReleaseBook(reader, [model.model_class for model in settings.models], self.metrics)
         context = ContextCounter(releases)
-        limiter = Limiter(settings.cache_url, self.metrics)
+        usage = partial(usage_report, clients.near, settings.tables.ledger)
+        limiter = Limiter(settings.cache_url, self.metrics, Budgets(spent_by_ledger(usage)))
         pools: dict[str, Pool] = {
             model.model_class: Pool(model, self.metrics, is_hedging=settings.hedging) for model in settings.models
         }
@@ -231,7 +233,6 @@ class Service:
             self._tasks.append(asyncio.create_task(watch_caches(pools[model.model_class])))
         counter = EngineCounter(clients.s3, settings.archive_bucket, settings.region, pools)
         self._tasks.append(asyncio.create_task(counter.run()))
-        usage = partial(usage_report, clients.near, settings.tables.ledger)
         self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health, usage)
         log.info("started", gateway=self._gateway, region=settings.region)
 

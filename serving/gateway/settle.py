@@ -58,6 +58,8 @@ class Meter:
         self.last_token_s = 0.0
         self.outcome: Outcome | None = None
         """How it ended; None while it runs, and where it was never opened."""
+        self.bound_by = ""
+        """The budget that made the answer shorter than was asked for; empty where none did."""
         self.first_sent_s: float | None = None
         """When the first byte of content went to the client."""
         self._journal = journal
@@ -154,6 +156,11 @@ class Meter:
             "total_tokens": self.total_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+
+    @property
+    def ended_by(self) -> str:
+        """The budget that ended the answer; empty where it ended otherwise."""
+        return self.bound_by if self.finish_reason == "length" else ""
 
     @property
     def attempts(self) -> int:

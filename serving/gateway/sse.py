@@ -208,6 +208,12 @@ def engine_error(event: bytes) -> EngineError | None:
         return EngineError("the engine reports an error")
 
 
+def ended_event(reason: str) -> bytes:
+    """A chunk without choices that says which limit ended the answer."""
+    body = b'{"id":"","object":"chat.completion.chunk","created":0,"model":"","choices":[],"flotilla":{"ended_by":"%b"}}'
+    return b"data: " + body % reason.encode() + _END
+
+
 def error_event(body: bytes) -> bytes:
     """An error document as an event."""
     return b"data: " + body + _END

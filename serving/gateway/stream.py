@@ -25,6 +25,8 @@ _NOT_COMPLETE = "the engine ended its answer without saying that it is complete"
 _HEARTBEAT = b": the engine is working\n\n"
 """A comment, by the rules of event streams: clients skip it."""
 
+ENDED_BY_HEADER = b"x-flotilla-ended-by"
+"""The budget that ended a plain answer."""
 _STREAM_HEADERS: Headers = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"))
 
 
@@ -108,9 +110,10 @@ class StreamSink:
         await self._exchange.drain()
 
     async def end(self, meter: Meter) -> None:
-        """Send `[DONE]`."""
+        """Send `[DONE]`, and before it which budget ended the answer."""
         self._start()
-        await self._exchange.finish(sse.DONE + b"\n\n")
+        why = sse.ended_event(meter.ended_by) if meter.ended_by else b""
+        await self._exchange.finish(why + sse.DONE + b"\n\n")
 
     async def fail(self, error: ApiError) -> None:
         """Send the error as an event; there is no `[DONE]` behind it."""
@@ -155,6 +158,8 @@ class DocumentSink:
         body = self.body(meter)
         self.is_started = True
         head = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *self._headers)
+        if meter.ended_by:
+            head += ((ENDED_BY_HEADER, meter.ended_by.encode()),)
         self._exchange.start(200, head)
         await self._exchange.finish(body)
 

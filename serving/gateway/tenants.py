@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 from botocore.exceptions import ClientError
 
-from policies.admission.gcra import Limits
+from policies.admission.limits import Limits
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
+MAX_BUDGET_MICRO_USD = 1_000_000_000_000
+"""A million dollars: nine of them are what the cache's numbers hold exactly."""
 TENANT_ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
 Band = Literal["interactive", "standard", "batch"]
 """A tenant's priority. `interactive`: people wait for the tokens. `standard`: the default. `batch`: served from what is spare."""
 Weight = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 """The tenant's share within its band, relative to others."""
 LimitValue = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Budget = Annotated[int, msgspec.Meta(ge=1, le=MAX_BUDGET_MICRO_USD)]
+"""Millionths of a dollar."""
 
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
@@ -47,11 +51,23 @@ class Tenant(msgspec.Struct, frozen=True):
     created_at_ms: int = 0
     revision: int = 0
     """Raised by every change; a change based on an older one is refused."""
+    input_tokens_per_min: LimitValue | None = None
+    output_tokens_per_min: LimitValue | None = None
+    budget_day_micro_usd: Budget | None = None
+    budget_month_micro_usd: Budget | None = None
 
     @property
     def limits(self) -> Limits:
         """The limits, as the admission policy takes them."""
-        return Limits(self.requests_per_min, self.tokens_per_min, self.concurrency)
+        return Limits(
+            self.requests_per_min,
+            self.tokens_per_min,
+            self.concurrency,
+            self.input_tokens_per_min,
+            self.output_tokens_per_min,
+            self.budget_day_micro_usd,
+            self.budget_month_micro_usd,
+        )
 
     def may_use(self, model_class: str) -> bool:
         """The tenant may use this model class."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from policies.admission import gcra_lua
+from policies.admission import limits_lua
 from serving import series
 
 from .clients import Clients, Seen, chat
@@ -58,7 +58,7 @@ async def cut_streams(world: DrillWorld, num: int, seed: int, say: Callable[[str
 def leaked_reservations(world: DrillWorld, tenants: int) -> tuple[int, float]:
     """Leases that are still held, and after how many seconds: none, or those that are there after `LEAK_LIMIT_S`."""
     began_s = time.monotonic()
-    keys = [gcra_lua.keys(f"tenant-{number}")[2] for number in range(tenants)]
+    keys = [limits_lua.keys(f"tenant-{number}")[1] for number in range(tenants)]
     with world.cache() as cache:
         while True:
             num_held = sum(int(cache.zcard(key)) for key in keys)

@@ -25,6 +25,7 @@ from serving.gateway import keys
 from serving.gateway.accept import Room
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
+from serving.gateway.budgets import Budgets, spent_by_ledger
 from serving.gateway.claims import Claim, ClaimsUnavailable, ClaimTable
 from serving.gateway.client_http import client_protocol
 from serving.gateway.context import ContextCounter
@@ -515,7 +516,9 @@ async def running_gateway(
     counter = prompt_counter(tokenizer_json, TOKENIZER_CONFIG, CHAT_TEMPLATE.encode())
     releases = OneRelease(LoadedRelease(RELEASE_ID, WINDOW, counter))
     authenticator = Authenticator(key_book.find_key, pepper=PEPPER, salt_secret=SALT, key_cache_s=settings.key_cache_s)
-    models_, context, limiter = Models(settings.models), ContextCounter(releases), Limiter(settings.cache_url, metrics)
+    ledger = LedgerOf(journal)
+    models_, context = Models(settings.models), ContextCounter(releases)
+    limiter = Limiter(settings.cache_url, metrics, Budgets(spent_by_ledger(ledger.usage)))
     pools = {model.model_class: Pool(model, metrics, is_hedging=settings.hedging) for model in settings.models}
     await limiter.warm_up()
     dispatcher = Dispatcher(settings.timeouts.connect_s)
@@ -534,7 +537,6 @@ async def running_gateway(
     )
     unready: list[str] = []
     controls = Controls(cast(Any, None), settings.region)
-    ledger = LedgerOf(journal)
     app = build_app(pipeline, authenticator, models_, releases, lambda: unready, controls, lambda: unready, ledger.usage)
     engines = [FakeEngine() for _ in range(num_engines)]
     for engine in engines:

