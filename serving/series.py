@@ -30,6 +30,14 @@ TOKENS = Series(
     "flotilla_tokens_total", "counter", ("model", "kind"), "Tokens received and sent; kind is input, cached_input or output."
 )
 IN_FLIGHT = Series("flotilla_in_flight_requests", "gauge", ("model",), "Requests between admission and their last byte.")
+QUEUE_WAITING = Series("flotilla_queue_waiting", "gauge", ("model",), "Requests that wait for a slot at an engine.")
+QUEUE_WAIT = Series("flotilla_queue_wait_seconds", "histogram", ("model", "band"), "Time in the queue of those that waited.")
+QUEUE_REFUSALS = Series(
+    "flotilla_queue_refusals_total",
+    "counter",
+    ("model", "band", "reason"),
+    "Requests that the queue refused; reason is deadline, full, pushed_out or expired.",
+)
 ENGINES_READY = Series("flotilla_engines_ready", "gauge", ("model",), "Engines that this gateway may send requests to.")
 DESIRED_REPLICAS = Series(
     "flotilla_desired_replicas",

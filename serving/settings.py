@@ -85,7 +85,7 @@ class ServedModel(_Frozen):
     """Headless Service of the class's engines, `name.namespace`."""
     engine_port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     max_in_flight_per_engine: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Requests a gateway keeps at one engine; beyond it new ones are answered 503 with Retry-After."""
+    """Requests that gateways keep at one engine together; the rest waits in their queues."""
     prices: Annotated[tuple[Price, ...], Field(min_length=1)]
     """Oldest first; the one in force when a request is opened rates it."""
     scaling: Scaling | None = None
@@ -102,6 +102,15 @@ class Timeouts(_Frozen):
     request_s: Seconds = 600.0
     heartbeat_s: Seconds = 15.0
     """A stream that is silent for this long carries a comment, so that no idle timer on its way runs out (ALB: 60 s)."""
+
+
+class QueueSettings(_Frozen):
+    """The queue before the engines of each class, at each gateway."""
+
+    max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Requests that wait at once; beyond it the longest queue of a tenant gives way."""
+    max_wait_s: Seconds = 10.0
+    """A request that would wait longer is refused at once; clients may ask for less."""
 
 
 class JournalSettings(_Frozen):
@@ -137,6 +146,7 @@ class GatewaySettings(_Frozen):
     """`redis://host:port` of the region's cache."""
     models: tuple[ServedModel, ...]
     timeouts: Timeouts = Timeouts()
+    queue: QueueSettings = QueueSettings()
     journal: JournalSettings = JournalSettings()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
     max_json_depth: Annotated[int, Field(ge=8, le=512)] = 64

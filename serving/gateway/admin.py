@@ -18,12 +18,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from policies.admission.fair_queue import Band
 from serving.gateway import errors, keys
 from serving.gateway.errors import ApiError
 from serving.gateway.tenants import (
     MAX_BUDGET_MICRO_USD,
     TENANT_ID,
-    Band,
     Key,
     KeyMissing,
     KeyRecord,

@@ -54,6 +54,16 @@ class Call:
         """The request was answered with `error`."""
         self.status, self.error = error.kind.status, error.kind.code
 
+    @property
+    def uncached_tokens(self) -> int:
+        """Prompt tokens that an engine computed for it; 0 where none answered."""
+        return 0 if self.meter is None else self.meter.prompt_tokens - self.meter.cached_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """What was generated."""
+        return 0 if self.meter is None else self.meter.output_tokens
+
 
 def record(call: Call, exchange: Exchange, metrics: Metrics) -> None:
     """The request is over: count it and write its one line."""

@@ -22,12 +22,8 @@ from serving.target import LOCAL, load_target
 Env = Annotated[str, typer.Option("--env", help="Environment to speak to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id: lower-case letters, digits and dashes.")]
-Band = Annotated[
-    str | None, typer.Option(help="Priority: interactive, standard or batch. Kept with the tenant; nothing decides by it yet.")
-]
-Weight = Annotated[
-    int | None, typer.Option(help="Share within the band, 1 to 1000. Kept with the tenant; nothing decides by it yet.")
-]
+Band = Annotated[str | None, typer.Option(help="Priority: interactive, standard or batch.")]
+Weight = Annotated[int | None, typer.Option(help="Share within the band, 1 to 1000.")]
 RequestsPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests a minute.")]
 TokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens a minute, prompt and answer together.")]
 Concurrency = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests at once.")]

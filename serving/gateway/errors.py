@@ -95,7 +95,12 @@ METERING_UNAVAILABLE = ErrorKind("metering_unavailable", 503, _SERVER, "Usage ca
 ENGINE_UNAVAILABLE = ErrorKind(
     "engine_unavailable", 503, _SERVER, "No engine is ready, or those asked broke off before their first token."
 )
-OVERLOADED = ErrorKind("overloaded", 503, _SERVER, "All engines of the model are full; `Retry-After` says when to come back.")
+OVERLOADED = ErrorKind(
+    "overloaded",
+    503,
+    _SERVER,
+    "All engines of the model are full and the request would wait too long; `Retry-After` says when to come back.",
+)
 REQUEST_QUARANTINED = ErrorKind(
     "request_quarantined",
     400,

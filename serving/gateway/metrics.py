@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from policies.admission.fair_queue import RESERVED
 from serving import series
 from serving.gateway.scaling.exported import Exported
 from serving.gateway.scaling.first_tokens import FirstTokens
@@ -17,6 +18,7 @@ from serving.metrics import make
 from serving.series import Series
 
 NO_MODEL = "none"
+QUEUE_REASONS = ("deadline", "full", "pushed_out", "expired")
 _TTFT_S = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Close around 200 ms, where the objective is: with the engine's own steps (0.1, 0.25) its median could not be read."""
 _TPOT_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
@@ -38,6 +40,9 @@ class Metrics:
         self.request_seconds = self._histogram(series.REQUEST_SECONDS, _REQUEST_S)
         self.tokens = make(Counter, series.TOKENS, self._registry)
         self.in_flight = make(Gauge, series.IN_FLIGHT, self._registry)
+        self.queue_waiting = make(Gauge, series.QUEUE_WAITING, self._registry)
+        self.queue_wait = self._histogram(series.QUEUE_WAIT, _REQUEST_S)
+        self.queue_refusals = make(Counter, series.QUEUE_REFUSALS, self._registry)
         self.engines_ready = make(Gauge, series.ENGINES_READY, self._registry)
         self.retries = make(Counter, series.RETRIES, self._registry)
         self.fast_tokenizer = make(Gauge, series.FAST_TOKENIZER, self._registry)
@@ -52,10 +57,15 @@ class Metrics:
         self._registry.register(self.exported)
         self.first_tokens = FirstTokens(model_classes)
         for model_class in model_classes:
+            for band in RESERVED:
+                self.queue_wait.labels(model_class, band)
+                for reason in QUEUE_REASONS:
+                    self.queue_refusals.labels(model_class, band, reason)
             for first in ("one", "two"):
                 self.hedges.labels(model_class, first)
             for metric in (
                 self.in_flight,
+                self.queue_waiting,
                 self.engines_ready,
                 self.retries,
                 self.fast_tokenizer,

@@ -6,13 +6,14 @@
     models    which class serves it
     context   how long the prompt is, and what may follow it
     limits    what it may cost is reserved
+    queue     engines that are full are waited for, fairly, or the client is told at once when to come back
     route     which engine holds the most of the prompt and has the least to do
     dispatch  the engine is asked; until its first event another may be asked instead, once
     stream    events go to the client as they come
     settle    the bill is durable before the client is told that its answer is complete
 
-Limits come after context, since tokens are reserved and only the chosen model's tokenizer can count them. Requests do not queue
-here: when all engines of a class are full, the client is told at once when to come back.
+Limits come after context, since tokens are reserved and only the chosen model's tokenizer can count them. What waits, waits here
+and not at engines, which know nothing of tenants.
 
 Whatever happens, an event that was opened is closed, an engine whose client has left is told to stop, and a refusal costs no
 engine anything.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -41,6 +43,7 @@ from serving.gateway.idempotency import Idempotency
 from serving.gateway.limits import Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
+from serving.gateway.queue import ClassQueue, Turn
 from serving.gateway.respond import Response, ResponseDocumentSink, ResponseStreamSink
 from serving.gateway.route import Pool
 from serving.gateway.settle import Meter, UsageJournal
@@ -67,6 +70,7 @@ class Pipeline:
         context: ContextCounter,
         limiter: Limiter,
         pools: dict[str, Pool],
+        queues: Mapping[str, ClassQueue],
         dispatcher: Dispatcher,
         journal: UsageJournal,
         claims: Idempotency,
@@ -84,6 +88,7 @@ class Pipeline:
         self._models = models
         self._context = context
         self._limiter = limiter
+        self._queues = queues
         self._attempts = Attempts(settings.timeouts, pools, dispatcher, metrics)
         self._journal = journal
         self._claims = claims
@@ -163,7 +168,7 @@ class Pipeline:
         request: validate.Request | EmbeddingsRequest,
         response: responses.ResponsesRequest | None,
     ) -> None:
-        """models → context → limits, then the engine's part.
+        """models → context → limits → queue, then the engine's part.
 
         Raises:
             ApiError: the answer, where nothing has been sent yet.
@@ -185,9 +190,15 @@ class Pipeline:
         in_flight = self._metrics.in_flight.labels(call.model)
         in_flight.inc()
         self.in_flight[call.model, principal.tenant.band] += 1
+        queue, turn = self._queues[call.model], None
         try:
-            await self._generate(exchange, call, principal, model, context, request, response, reservation)
+            turn = queue.enter(principal.tenant, exchange, context.prompt_tokens, request.num_choices * context.max_tokens)
+            if turn.granted is not None:
+                await queue.wait(turn, exchange)
+            await self._generate(exchange, call, principal, model, context, request, response, reservation, turn)
         finally:
+            if turn is not None:
+                queue.leave(turn, uncached_tokens=call.uncached_tokens, output_tokens=call.output_tokens)
             in_flight.dec()
             self.in_flight[call.model, principal.tenant.band] -= 1
             if reservation is not None:
@@ -203,6 +214,7 @@ class Pipeline:
         request: validate.Request | EmbeddingsRequest,
         response: responses.ResponsesRequest | None,
         reservation: Reservation | None,
+        turn: Turn,
     ) -> None:
         """settle's OPEN → route → dispatch → stream → settle's CLOSE.
 
@@ -213,7 +225,7 @@ class Pipeline:
         if exchange.is_disconnected:
             raise ClientGone
         meter = call.meter = self._meter(call, principal, model, context, request.num_choices)
-        headers = [_request_id_header(call), *(reservation.headers if reservation is not None else ())]
+        headers = [_request_id_header(call), *(reservation.headers if reservation is not None else ()), *turn.headers]
         if reservation is not None and reservation.bound_by != "admitted":
             headers.append((limit_answers.ALLOWANCE_HEADER, b"%d" % context.max_tokens))
             meter.bound_by = reservation.bound_by

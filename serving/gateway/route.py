@@ -207,6 +207,11 @@ class Pool:
             raise ApiError(errors.OVERLOADED, f"All engines of `{name}` are busy.", retry_after_s=FULL_RETRY_S)
         raise ApiError(errors.ENGINE_UNAVAILABLE, f"No engine of `{name}` is ready.", retry_after_s=NONE_READY_RETRY_S)
 
+    def num_able(self, now_s: float) -> int:
+        """Engines that are ready and not passed over; the ready ones where all are passed over."""
+        ready = [replica for replica in self._replicas if replica.is_ready]
+        return sum(replica.ejected_until_s <= now_s for replica in ready) or len(ready)
+
     @property
     def engines(self) -> Sequence[Engine]:
         """All that discovery knows."""

@@ -39,6 +39,8 @@ from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
+from serving.gateway.queue import ClassQueue
+from serving.gateway.queue_share import QueueShare
 from serving.gateway.region_report import Reporter
 from serving.gateway.releases import ReleaseBook, ReleaseReader
 from serving.gateway.route import Pool
@@ -115,6 +117,7 @@ class Service:
         self._pipeline: Pipeline | None = None
         self._parts: tuple[Authenticator, ContextCounter, Limiter, Dispatcher] | None = None
         self._claims: Idempotency | None = None
+        self._share: QueueShare | None = None
         self._leader: Leader | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -172,6 +175,11 @@ class Service:
         pools: dict[str, Pool] = {
             model.model_class: Pool(model, self.metrics, is_hedging=settings.hedging) for model in settings.models
         }
+        queues: dict[str, ClassQueue] = {
+            model.model_class: ClassQueue(model, settings.queue, pools[model.model_class], self.metrics)
+            for model in settings.models
+        }
+        self._share = QueueShare(settings.cache_url, self._gateway, queues)
         dispatcher = Dispatcher(settings.timeouts.connect_s)
         self._parts = authenticator, context, limiter, dispatcher
         claim_table = ClaimTable(
@@ -191,6 +199,7 @@ class Service:
             context=context,
             limiter=limiter,
             pools=pools,
+            queues=queues,
             dispatcher=dispatcher,
             journal=self._journal,
             claims=self._claims,
@@ -219,6 +228,7 @@ class Service:
             await asyncio.wait_for(releases.refresh(), FIRST_RELEASES_S)
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
         self._tasks += [asyncio.create_task(controls.run()), asyncio.create_task(reporter.run())]
+        self._tasks.append(asyncio.create_task(self._share.run()))
         self._tasks.append(asyncio.create_task(self._claims.announce()))
         self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
         every_s = settings.scaling_every_s
@@ -247,6 +257,8 @@ class Service:
         await self._source.aclose()
         if self._leader is not None:
             await self._leader.aclose()
+        if self._share is not None:
+            await self._share.aclose()
         if self._claims is not None:
             self._claims.close()
         if self._parts is not None:

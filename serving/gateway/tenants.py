@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from botocore.exceptions import ClientError
 
+from policies.admission.fair_queue import Band
 from policies.admission.limits import Limits
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 MAX_BUDGET_MICRO_USD = 1_000_000_000_000
 """A million dollars: nine of them are what the cache's numbers hold exactly."""
 TENANT_ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
-Band = Literal["interactive", "standard", "batch"]
-"""A tenant's priority. `interactive`: people wait for the tokens. `standard`: the default. `batch`: served from what is spare."""
 Weight = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 """The tenant's share within its band, relative to others."""
 LimitValue = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]

@@ -38,6 +38,7 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.prompts import prompt_counter
+from serving.gateway.queue import ClassQueue
 from serving.gateway.releases import LoadedRelease
 from serving.gateway.route import Pool
 from serving.gateway.tenants import Key, KeyRecord, Tenant
@@ -530,6 +531,9 @@ async def running_gateway(
         context=context,
         limiter=limiter,
         pools=pools,
+        queues={
+            model.model_class: ClassQueue(model, settings.queue, pools[model.model_class], metrics) for model in settings.models
+        },
         dispatcher=dispatcher,
         journal=journal,
         claims=Idempotency(claims or NoClaims(), Path()),

@@ -123,7 +123,7 @@ async def test_no_engine_is_an_honest_503(gateway: Gateway) -> None:
 async def test_full_engines_are_an_honest_503(gateway: Gateway) -> None:
     gateway.engine.behaviour = Behaviour(hang_after=1)
     running = [await gateway.post(body=chat_body(stream=True)) for _ in range(4)]  # max_in_flight_per_engine
-    async with gateway.post() as answer:
+    async with gateway.post(**{"x-flotilla-deadline-ms": "50"}) as answer:
         assert (answer.status, await code_of(answer)) == (503, "overloaded")
         assert int(answer.headers["retry-after"]) > 0
     for answer in running:
