@@ -8,8 +8,9 @@ as long. So:
 2. Within a band the tenant that has had the least goes first: a virtual token counter each (VTC, Sheng et al., OSDI 2024,
    arXiv:2401.00588), in tokens over weight. A request is charged when it goes out, for the prompt tokens that its engine will
    have to compute and twice the tokens that it will answer, both as its tenant's last ones were, and corrected when it has ended.
-   A tenant that comes back from idling is lifted to the least of those who wait, so that idling saves nothing up. Two tenants
-   that both wait all the time have had amounts that differ by no more than `2 x the dearest request` (corrections aside).
+   A tenant that comes back from idling is lifted to what those who wait have had, less a small credit: so idling saves nothing
+   up, and who asks little waits for one slot and not for its round. Two tenants that both wait all the time have had amounts
+   that differ by no more than `2 x the dearest request`, and the credit where one had idled (corrections aside).
 3. Within a tenant the earliest deadline goes first.
 
 Several gateways are as fair as one but for what they have not told each other: `merge` takes in what others have charged. With
@@ -35,6 +36,9 @@ RESERVED: Mapping[Band, float] = {"interactive": 0.0, "standard": 0.2, "batch": 
 """Highest first. Share of the tokens that a band is owed while it waits, whatever higher ones want. The rest is the highest's."""
 OUTPUT_WEIGHT = 2.0
 """An output token costs twice an input token, as in the paper: decoding it takes a share of a whole step."""
+CREDIT_TOKENS = 4096.0
+"""What a tenant that comes back may have ahead of others, weighted: two conversations. Without it, one that always waits
+gets every second slot while a single other waits, however little that one asks."""
 FIRST_OUTPUT_TOKENS = 211.0
 """Expected of a tenant that has not answered yet: the mean of conversations (Azure 2023 trace)."""
 LEARN = 0.1
@@ -126,19 +130,17 @@ class _Lane:
     accounts: dict[str, _Account] = field(default_factory=dict)
     backlogged: dict[str, _Account] = field(default_factory=dict)
     level: float = 0.0
-    """The counter of the tenant that stopped waiting last: what others are lifted to when nobody waits."""
+    """The highest counter at which anybody was served. No tenant that waits is further below than the credit."""
     owed: float = 0.0
     rate: _Rate = field(default_factory=_Rate)
-
-    def lift_to(self) -> float:
-        return min((one.counter for one in self.backlogged.values()), default=self.level)
 
 
 class FairQueue:
     """The queue of one model class at one gateway."""
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, credit_tokens: float = CREDIT_TOKENS) -> None:
         self.num_waiting = 0
+        self._credit = credit_tokens
         self._max_waiting = max_waiting
         self._lanes: dict[Band, _Lane] = {band: _Lane(share) for band, share in RESERVED.items()}
         self._order = itertools.count()
@@ -251,18 +253,17 @@ class FairQueue:
         account = lane.accounts.get(ticket.tenant)
         if account is None:
             if len(lane.accounts) >= MAX_ACCOUNTS:
-                level = lane.lift_to()
-                lane.accounts = {name: one for name, one in lane.accounts.items() if one.num_waiting or one.counter > level}
-            account = lane.accounts[ticket.tenant] = _Account(counter=lane.lift_to())
+                least = lane.level - self._credit
+                lane.accounts = {name: one for name, one in lane.accounts.items() if one.num_waiting or one.counter > least}
+            account = lane.accounts[ticket.tenant] = _Account(counter=lane.level - self._credit)
         account.weight = ticket.weight
         output = min(float(ticket.max_output_tokens), account.output_tokens)
         ticket.cost = ticket.prompt_tokens * account.uncached_ratio + OUTPUT_WEIGHT * output
         return account
 
-    @staticmethod
-    def _lift(lane: _Lane, account: _Account) -> None:
+    def _lift(self, lane: _Lane, account: _Account) -> None:
         if not account.num_waiting:
-            account.counter = max(account.counter, lane.lift_to())
+            account.counter = max(account.counter, lane.level - self._credit)
 
     @staticmethod
     def _charge(account: _Account, tokens: float) -> None:
@@ -314,7 +315,7 @@ class FairQueue:
         own = account.cost
         if ticket.deadline_s < account.latest_s:
             own = sum(one.cost for at_s, _, one in account.waiting if one.is_waiting and at_s <= ticket.deadline_s)
-        lifted = account.counter if account.num_waiting else max(account.counter, lane.lift_to())
+        lifted = account.counter if account.num_waiting else max(account.counter, lane.level - self._credit)
         level = lifted + own / account.weight
         ahead = own + sum(
             min(other.cost, max(level - other.counter, 0.0) * other.weight)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.admission.fair_queue import OUTPUT_WEIGHT, RESERVED, Band, FairQueue, Ticket
+from policies.admission.fair_queue import CREDIT_TOKENS, OUTPUT_WEIGHT, RESERVED, Band, FairQueue, Ticket
 
 FOREVER_S = 1e9
 L_MAX = 1000
@@ -102,18 +102,20 @@ def test_the_highest_band_goes_first_and_the_lowest_is_not_starved() -> None:
     assert 10 <= first["batch"] <= 25
 
 
-def test_a_tenant_that_comes_back_is_lifted_so_that_idling_saves_nothing_up() -> None:
-    queue = FairQueue(10_000)
-    fill(queue, [ask("busy") for _ in range(100)])
+@pytest.mark.parametrize("credit_tokens", [0.0, 1000.0])
+def test_a_tenant_that_comes_back_is_lifted_so_that_idling_saves_up_no_more_than_the_credit(credit_tokens: float) -> None:
+    """Requests of 100 tokens: a credit of 1,000 is ten of them."""
+    queue = FairQueue(10_000, credit_tokens)
+    fill(queue, [ask("busy") for _ in range(150)])
     for _ in range(50):
         queue.next(0.0)
     fill(queue, [ask("idle") for _ in range(50)])
-    first = Counter(ticket.tenant for ticket in [queue.next(0.0) for _ in range(40)] if ticket is not None)
-    assert abs(first["busy"] - first["idle"]) <= 1
+    first = Counter(ticket.tenant for ticket in [queue.next(0.0) for _ in range(60)] if ticket is not None)
+    assert abs(first["idle"] - first["busy"] - credit_tokens / 100) <= 2
 
 
 def test_a_tenant_that_nobody_competed_with_owes_nothing_for_it() -> None:
-    queue = FairQueue(10_000)
+    queue = FairQueue(10_000, 0.0)
     for _ in range(50):
         queue.pass_by(ask("alone"), 0.0)
     fill(queue, [ask(tenant) for tenant in ("late", "alone") for _ in range(20)])
@@ -129,10 +131,11 @@ def test_within_a_tenant_the_earliest_deadline_goes_first() -> None:
 
 def test_the_charge_is_put_right_when_the_request_has_ended() -> None:
     queue = FairQueue(10)
+    before = -CREDIT_TOKENS
     ticket = ask("one", 1000, output=4000)
     queue.pass_by(ticket, 0.0)
     queue.ended(ticket, uncached_tokens=300, output_tokens=50, now_s=1.0)
-    assert queue.counter("standard", "one") == pytest.approx(300 + OUTPUT_WEIGHT * 50)
+    assert queue.counter("standard", "one") - before == pytest.approx(300 + OUTPUT_WEIGHT * 50)
     assert queue.take_charges() == {("standard", "one"): pytest.approx(400)}
 
 

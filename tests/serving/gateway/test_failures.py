@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from gateway_support import Behaviour, FakeEngine, Gateway, chat_body
+from gateway_support import Behaviour, FakeEngine, Gateway, chat_body, make_settings
 
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.engine_http import KEEPALIVE_S
@@ -403,8 +403,8 @@ async def break_journal_soon(gateway: Gateway) -> None:
 
 
 async def test_a_hundred_streams_some_left_some_broken_are_each_billed_once(make_gateway: Any) -> None:
-    gateway: Gateway = await make_gateway(num_engines=3)
-    gateway.pools["small"]._model = gateway.settings.models[0].model_copy(update={"max_in_flight_per_engine": 1000})
+    roomy = make_settings().models[0].model_copy(update={"max_in_flight_per_engine": 1000})
+    gateway: Gateway = await make_gateway(num_engines=3, models=[roomy.model_dump()])
     gateway.engines[0].behaviour = Behaviour(tokens=LONG[:40], delay_s=0.002, cut_after=20)
     for engine in gateway.engines[1:]:
         engine.behaviour = Behaviour(tokens=LONG[:40], delay_s=0.002)

