@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.admission.fair_queue import CREDIT_TOKENS, OUTPUT_WEIGHT, RESERVED, Band, FairQueue, Ticket
@@ -37,6 +37,7 @@ def served(queue: FairQueue) -> list[Ticket]:
 sizes = st.lists(st.integers(1, L_MAX), min_size=30, max_size=60)
 
 
+@settings(deadline=None)
 @given(sizes, sizes, st.integers(1, 4), st.integers(1, 4))
 def test_two_tenants_that_wait_all_the_time_differ_by_no_more_than_twice_the_dearest_request(
     ones: list[int], twos: list[int], one_weight: int, two_weight: int
@@ -54,6 +55,7 @@ def test_two_tenants_that_wait_all_the_time_differ_by_no_more_than_twice_the_dea
         assert abs(had["one"] / one_weight - had["two"] / two_weight) <= 2 * L_MAX
 
 
+@settings(deadline=None)
 @given(st.integers(2, 5), st.integers(1, 12), st.integers(0, 2**32))
 def test_over_gateways_the_bound_grows_by_what_they_have_not_told_each_other(num: int, every: int, seed: int) -> None:
     """D is what others may charge between two merges: `every` requests each of the other gateways."""
@@ -78,6 +80,7 @@ def test_over_gateways_the_bound_grows_by_what_they_have_not_told_each_other(num
                             queue.merge(band, tenant, tokens)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(list(RESERVED)), st.integers(1, L_MAX)), min_size=1, max_size=200))
 def test_a_band_that_waits_gets_its_reserved_share_but_for_one_request_a_band(asked: list[tuple[Band, int]]) -> None:
     queue = FairQueue(10_000)
