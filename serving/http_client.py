@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from typing import Any
@@ -19,6 +19,7 @@ _HINTS = {
     "model_not_ready": "publish a release with `flotilla release publish`",
     "tenant_not_found": "`flotilla tenants list` shows those there are",
     "key_not_found": "`flotilla keys list TENANT` shows those there are",
+    "key_dead": "make a new one with `flotilla keys create TENANT`",
     "model_not_found": "`flotilla tenants show TENANT` shows which models it may use",
 }
 
@@ -32,7 +33,9 @@ class ApiRefusal(UserError):
 
 
 @contextmanager
-def open_url(method: str, url: str, key: str, body: Any = None, *, timeout_s: float) -> Iterator[HTTPResponse]:
+def open_url(
+    method: str, url: str, key: str, body: Any = None, *, timeout_s: float, headers: Mapping[str, str] | None = None
+) -> Iterator[HTTPResponse]:
     """An answer with a good status.
 
     Raises:
@@ -42,9 +45,9 @@ def open_url(method: str, url: str, key: str, body: Any = None, *, timeout_s: fl
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url} is not a web address")
     data = None if body is None else json.dumps(body).encode()
-    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    sent = {"authorization": f"Bearer {key}", "content-type": "application/json", **(headers or {})}
     try:
-        with urlopen(Request(url, data=data, headers=headers, method=method), timeout=timeout_s) as answer:  # noqa: S310 (scheme checked)
+        with urlopen(Request(url, data=data, headers=sent, method=method), timeout=timeout_s) as answer:  # noqa: S310 (scheme checked)
             yield answer
     except HTTPError as error:
         raise refusal(error.read(), f"{url} answers {error.code}") from error

@@ -1,12 +1,13 @@
-"""The admin API, on the ops port under /admin: tenants, keys, usage. Its key is not a tenant's and opens nothing else.
+"""The admin API, on the ops port under /admin: tenants, keys, audit, usage. Its key is not a tenant's and opens nothing else.
 
-Changes go to the home region's table by conditional writes, and each leaves a line in the log. A key's secret is in one answer,
-once, and nowhere else.
+Changes go to the home region's table by conditional writes. Each is written with its entry in the audit (`/admin/audit`), both
+or neither, and leaves a line in the log. A key's secret is in one answer, once, and nowhere else.
 """
 
 from __future__ import annotations
 
 import hmac
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from serving.gateway.errors import ApiError
 from serving.gateway.tenants import (
     MAX_BUDGET_MICRO_USD,
     TENANT_ID,
+    UNKNOWN,
     Key,
+    KeyDead,
     KeyMissing,
     KeyRecord,
     Tenant,
@@ -45,6 +48,8 @@ AnswerT = TypeVar("AnswerT")
 
 USAGE_SPAN_MS = 30 * 24 * 3600 * 1000
 """Usage is of the last thirty days where no span is asked for."""
+MAX_OVERLAP_S = 90 * 86_400
+ACTOR = re.compile(r"[\x20-\x7e]{1,100}")
 Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
@@ -77,6 +82,18 @@ class NewKey(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(max_length=64)] = ""
+    expires_in_s: Annotated[int, Field(ge=60, le=10 * 366 * 86_400)] | None = None
+    models: Annotated[list[str], Field(min_length=1)] | None = None
+    budget_share_percent: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class Rotation(BaseModel):
+    """How a key is replaced."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlap_s: Annotated[int, Field(ge=0, le=MAX_OVERLAP_S)] = 86_400
+    """For how long the old key still works; 0: not at all."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
         return ready
 
     router = APIRouter(prefix="/admin", tags=["admin"])
-    allowed = Depends(authorised)
+    allowed, actor = Depends(authorised), Depends(_actor)
 
     @router.get("/region")
     def show_region(admin: AdminParts = allowed) -> dict[str, Any]:
@@ -124,9 +141,9 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
         return {"tenants": [_tenant(tenant) for tenant in _ask(admin.tenants.list_tenants)]}
 
     @router.post("/tenants", status_code=201)
-    def create_tenant(new: NewTenant, admin: AdminParts = allowed) -> dict[str, Any]:
-        _check_models(settings, new)
-        tenant = _ask(lambda: admin.tenants.create_tenant(msgspec.convert(new.model_dump(), Tenant)))
+    def create_tenant(new: NewTenant, admin: AdminParts = allowed, by: str = actor) -> dict[str, Any]:
+        _check_models(settings, new.models)
+        tenant = _ask(lambda: admin.tenants.create_tenant(msgspec.convert(new.model_dump(), Tenant), by=by))
         log.info("tenant_created", tenant=tenant.id)
         return _tenant(tenant)
 
@@ -135,12 +152,12 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
         return _tenant(_ask(lambda: admin.tenants.get_tenant(tenant_id)))
 
     @router.patch("/tenants/{tenant_id}")
-    def change_tenant(tenant_id: str, change: TenantChange, admin: AdminParts = allowed) -> dict[str, Any]:
-        _check_models(settings, change)
+    def change_tenant(tenant_id: str, change: TenantChange, admin: AdminParts = allowed, by: str = actor) -> dict[str, Any]:
+        _check_models(settings, change.models)
         fields = change.model_dump(exclude_unset=True)
         old = _ask(lambda: admin.tenants.get_tenant(tenant_id))
         changed = msgspec.convert({**msgspec.structs.asdict(old), **fields}, Tenant)
-        tenant = _ask(lambda: admin.tenants.replace_tenant(changed))
+        tenant = _ask(lambda: admin.tenants.replace_tenant(changed, by=by))
         log.info("tenant_changed", tenant=tenant_id, **fields)
         return _tenant(tenant)
 
@@ -150,18 +167,39 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
         return {"keys": [_key(key) for key in _ask(lambda: admin.tenants.list_keys(tenant_id))]}
 
     @router.post("/tenants/{tenant_id}/keys", status_code=201)
-    def create_key(tenant_id: str, new: NewKey, admin: AdminParts = allowed) -> dict[str, Any]:
+    def create_key(tenant_id: str, new: NewKey, admin: AdminParts = allowed, by: str = actor) -> dict[str, Any]:
+        _check_models(settings, new.models)
         secret = keys.mint()
-        record = KeyRecord(Key(secret.key_id, tenant_id, new.name), keys.digest(admin.pepper, secret))
-        key = _ask(lambda: admin.tenants.create_key(record))
+        scopes: dict[str, Any] = {"budget_share_percent": new.budget_share_percent}
+        if new.expires_in_s is not None:
+            scopes["expires_at_ms"] = time.time_ns() // 1_000_000 + new.expires_in_s * 1000
+        if new.models is not None:
+            scopes["models"] = tuple(new.models)
+        record = KeyRecord(Key(secret.key_id, tenant_id, new.name, **scopes), keys.digest(admin.pepper, secret))
+        key = _ask(lambda: admin.tenants.create_key(record, by=by))
         log.info("key_created", tenant=tenant_id, key_id=key.key_id)
         return {**_key(key), "key": secret.secret}
 
+    @router.post("/keys/{key_id}/rotate", status_code=201)
+    def rotate_key(key_id: str, how: Rotation, admin: AdminParts = allowed, by: str = actor) -> dict[str, Any]:
+        secret = keys.mint()
+
+        def made(old: Key) -> KeyRecord:
+            return KeyRecord(Key(secret.key_id, old.tenant), keys.digest(admin.pepper, secret))
+
+        key = _ask(lambda: admin.tenants.rotate_key(key_id, made, how.overlap_s * 1000, by=by))
+        log.info("key_rotated", tenant=key.tenant, key_id=key.key_id, replaces=key_id, overlap_s=how.overlap_s)
+        return {**_key(key), "key": secret.secret}
+
     @router.delete("/keys/{key_id}")
-    def revoke_key(key_id: str, admin: AdminParts = allowed) -> dict[str, Any]:
-        key = _ask(lambda: admin.tenants.revoke_key(key_id))
+    def revoke_key(key_id: str, admin: AdminParts = allowed, by: str = actor) -> dict[str, Any]:
+        key = _ask(lambda: admin.tenants.revoke_key(key_id, by=by))
         log.info("key_revoked", tenant=key.tenant, key_id=key_id)
         return _key(key)
+
+    @router.get("/audit")
+    def show_audit(day: Annotated[str, Query(pattern=r"^\d{4}-\d{2}-\d{2}$")], admin: AdminParts = allowed) -> dict[str, Any]:
+        return {"entries": [msgspec.structs.asdict(entry) for entry in _ask(lambda: admin.tenants.audit(day))]}
 
     @router.get("/usage")
     def show_usage(
@@ -196,14 +234,22 @@ def _ask(call: Callable[[], AnswerT]) -> AnswerT:
         raise ApiError(errors.TENANT_CHANGED, f"Tenant `{error}` was changed by someone else just now; look again.") from error
     except KeyMissing as error:
         raise ApiError(errors.KEY_NOT_FOUND, f"There is no key `{error}`.") from error
+    except KeyDead as error:
+        raise ApiError(errors.KEY_DEAD, f"Key `{error}` is revoked or has expired; make a new one.") from error
     except (BotoCoreError, ClientError) as error:
         log.warning("table_unavailable", error=str(error))
         raise ApiError(errors.TABLE_UNAVAILABLE, "The table does not answer.", retry_after_s=5) from error
 
 
-def _check_models(settings: GatewaySettings, change: TenantChange) -> None:
+def _actor(request: Request) -> str:
+    """Who says that they make a change: the header `x-flotilla-actor`, for the audit alone."""
+    said = request.headers.get("x-flotilla-actor", "")
+    return said if ACTOR.fullmatch(said) else UNKNOWN
+
+
+def _check_models(settings: GatewaySettings, models: list[str] | None) -> None:
     served = [model.model_class for model in settings.models]
-    unknown = [name for name in change.models or () if name not in served]
+    unknown = [name for name in models or () if name not in served]
     if unknown:
         message = f"`{unknown[0]}` is not a model class of this region; there are {', '.join(served)}."
         raise ApiError(errors.INVALID_VALUE, message, param="models")

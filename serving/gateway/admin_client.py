@@ -5,6 +5,7 @@ Everything that goes wrong is a UserError of one line. Nothing here knows where 
 
 from __future__ import annotations
 
+import getpass
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,9 +77,20 @@ def create_key(target: Target, tenant: str, *, name: str = "") -> str:
     return key
 
 
-def create_key_record(target: Target, tenant: str, *, name: str = "") -> dict[str, Any]:
-    """A new key with its id and, as `key`, its secret. It cannot be shown again."""
-    return _admin(target, "POST", f"/tenants/{quote(tenant, safe='')}/keys", {"name": name})
+def create_key_record(target: Target, tenant: str, *, name: str = "", **scopes: Any) -> dict[str, Any]:
+    """A new key with its id and, as `key`, its secret; `scopes` as in the admin API. It cannot be shown again."""
+    return _admin(target, "POST", f"/tenants/{quote(tenant, safe='')}/keys", {"name": name, **scopes})
+
+
+def rotate_key(target: Target, key_id: str, *, overlap_s: int) -> dict[str, Any]:
+    """The key in its place, with its secret as `key`; the old one works for `overlap_s` more."""
+    return _admin(target, "POST", f"/keys/{quote(key_id, safe='')}/rotate", {"overlap_s": overlap_s})
+
+
+def audit(target: Target, day: str) -> list[dict[str, Any]]:
+    """Changes of a UTC day, oldest first."""
+    entries: list[dict[str, Any]] = _admin(target, "GET", f"/audit?{urlencode({'day': day})}")["entries"]
+    return entries
 
 
 def list_keys(target: Target, tenant: str) -> list[dict[str, Any]]:
@@ -158,9 +170,19 @@ def chat(
 
 def _admin(target: Target, method: str, path: str, body: Any = None, *, region: str | None = None) -> dict[str, Any]:
     _, chosen = target.region(region)
-    with open_url(method, f"{chosen.admin_url}/admin{path}", target.admin_key, body, timeout_s=ADMIN_TIMEOUT_S) as answer:
+    url, said = f"{chosen.admin_url}/admin{path}", {"x-flotilla-actor": _actor()}
+    with open_url(method, url, target.admin_key, body, timeout_s=ADMIN_TIMEOUT_S, headers=said) as answer:
         document: dict[str, Any] = json.loads(answer.read())
         return document
+
+
+def _actor() -> str:
+    """Who the audit is told it was; a name that no header may hold is left to be unknown."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+    return name if name.isascii() and name.isprintable() else ""
 
 
 def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:

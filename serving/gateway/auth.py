@@ -4,12 +4,16 @@ The table is read once per key and `key_cache_s`, which bounds how long a revoke
 in the background before its time is up, so that its requests do not wait; requests that do wait for the same key share one read.
 When the table does not answer, keys that were seen good go on working for a day and unknown ones get 503: an outage
 of the table must neither stop paying customers nor let anyone in.
+
+Bad keys are answered the later, the more of them come (`policies/admission/guesses.py`); good ones never wait for them. Keys that
+nobody has are remembered apart from those that somebody has, so that a flood of guesses pushes no customer's key out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 
+from policies.admission.guesses import Guesses
 from serving.gateway import errors, keys
 from serving.gateway.errors import ApiError
 from serving.gateway.tenants import KeyRecord, Tenant
@@ -28,6 +33,10 @@ TRUST_WITHOUT_TABLE_S = 24 * 3600.0
 RETRY_TABLE_S = 1.0
 """After a failed read the table is left alone for this long."""
 MAX_CACHED_KEYS = 100_000
+MAX_UNKNOWN_KEYS = 10_000
+"""Key ids of which it is remembered that nobody has them."""
+MAX_HELD = 1_000
+"""Bad keys whose answers are held back at once; more are answered at once, since memory is what must be bounded."""
 MAX_LOOKUPS = 1_000
 """Unknown keys being read at once. Keys can be made up by the million: more than this are not looked at."""
 _NUM_LOOKERS, _NUM_RENEWERS = 8, 4
@@ -45,6 +54,8 @@ class Principal:
     key_id: str
     cache_salt: str
     """Keeps the tenant's prefix cache apart from others'. Hex, so an engine takes it as it is."""
+    budget_share_percent: int | None = None
+    """Of its tenant's budgets, what this key may spend; None: all."""
 
 
 @dataclass
@@ -67,6 +78,9 @@ class Authenticator:
         self._salt_secret = salt_secret
         self._key_cache_s = key_cache_s
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._unknown: OrderedDict[str, _Entry] = OrderedDict()
+        self._guesses = Guesses()
+        self._num_held = 0
         self._reads: dict[str, asyncio.Task[None]] = {}
         # Apart, so that a flood of unknown keys does not hold up those that are known.
         self._lookers = ThreadPoolExecutor(_NUM_LOOKERS, thread_name_prefix="key-lookup")
@@ -80,18 +94,35 @@ class Authenticator:
         """
         key = _bearer(headers)
         entry = await self._entry(key.key_id)
-        if entry.principal is None or entry.record is None or not keys.matches(self._pepper, key, entry.record.digest):
+        record, principal = entry.record, entry.principal
+        is_good = principal is not None and record is not None and record.key.is_usable(time.time_ns() // 1_000_000)
+        if principal is None or record is None or not is_good or not keys.matches(self._pepper, key, record.digest):
+            await self._hold_back()
             raise ApiError(errors.INVALID_API_KEY, _BAD_KEY)
-        return entry.principal
+        return principal
 
     def close(self) -> None:
         """Let go of the threads; reads under way end by themselves."""
         for threads in (self._lookers, self._renewers):
             threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _hold_back(self) -> None:
+        """Let a bad key wait for its answer."""
+        delay_s = self._guesses.add(asyncio.get_running_loop().time())
+        if not delay_s or self._num_held >= MAX_HELD:
+            return
+        self._num_held += 1
+        try:
+            await asyncio.sleep(delay_s)
+        finally:
+            self._num_held -= 1
+
+    def _known(self, key_id: str) -> _Entry | None:
+        return self._entries.get(key_id) or self._unknown.get(key_id)
+
     async def _entry(self, key_id: str) -> _Entry:
         now_s = asyncio.get_running_loop().time()
-        entry = self._entries.get(key_id)
+        entry = self._known(key_id)
         if entry is not None:
             age_s = now_s - entry.read_at_s
             if entry.retry_at_s is None and age_s <= self._key_cache_s:
@@ -105,7 +136,7 @@ class Authenticator:
         elif len(self._reads) >= MAX_LOOKUPS:
             raise _unavailable()
         await asyncio.shield(self._read(key_id))
-        entry = self._entries.get(key_id)
+        entry = self._known(key_id)
         if entry is None or now_s - entry.read_at_s > TRUST_WITHOUT_TABLE_S:
             raise _unavailable()
         return entry
@@ -127,21 +158,25 @@ class Authenticator:
             found = await loop.run_in_executor(threads, self._lookup, key_id)
         except (BotoCoreError, ClientError) as error:
             log.warning("keys_unreadable", key_id=key_id, error=type(error).__name__)
+            self._unknown.pop(key_id, None)
             if (entry := self._entries.get(key_id)) is not None:
                 entry.retry_at_s = loop.time() + RETRY_TABLE_S
-                if entry.record is None:
-                    del self._entries[key_id]
             return
-        self._entries[key_id] = _Entry(found[0] if found else None, self._principal(found), began_s)
-        self._entries.move_to_end(key_id)
-        if len(self._entries) > MAX_CACHED_KEYS:
-            self._entries.popitem(last=False)
+        kept, other, limit = self._entries, self._unknown, MAX_CACHED_KEYS
+        if found is None:
+            kept, other, limit = self._unknown, self._entries, MAX_UNKNOWN_KEYS
+        other.pop(key_id, None)
+        kept[key_id] = _Entry(found[0] if found else None, self._principal(found), began_s)
+        kept.move_to_end(key_id)
+        if len(kept) > limit:
+            kept.popitem(last=False)
 
     def _principal(self, found: tuple[KeyRecord, Tenant] | None) -> Principal | None:
         if found is None or found[0].key.revoked_at_ms is not None:
             return None
-        record, tenant = found
-        return Principal(tenant, record.key.key_id, hmac.digest(self._salt_secret, tenant.id.encode(), "sha256").hex())
+        key, tenant = found[0].key, found[1]
+        salt = hmac.digest(self._salt_secret, tenant.id.encode(), "sha256").hex()
+        return Principal(key.narrowed(tenant), key.key_id, salt, key.budget_share_percent)
 
 
 def _unavailable() -> ApiError:

@@ -1,4 +1,4 @@
-"""`flotilla chat`, `flotilla tenants` and `flotilla keys`."""
+"""`flotilla chat`, `flotilla tenants`, `flotilla keys` and `flotilla audit`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ BudgetDay = Annotated[
 BudgetMonth = Annotated[str | None, typer.Option("--budget-month-usd", metavar="USD|unlimited", help="Dollars a month, by UTC.")]
 ModelNames = Annotated[str | None, typer.Option("--models", metavar="A,B|all", help="Model classes the tenant may use.")]
 
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, as `flotilla keys list` shows it.")]
+
 UNLIMITED = "unlimited"
 _LIMIT_TITLES = {
     "requests_per_min": "requests/min",
@@ -46,6 +48,8 @@ _LIMIT_TITLES = {
     "budget_month_micro_usd": "a month",
 }
 ALL_MODELS = "all"
+_SPAN = re.compile(r"(\d{1,6})([smhd])")
+_SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 tenants_app = typer.Typer(help="Who may use the API, and how much of it.", no_args_is_help=True)
 keys_app = typer.Typer(help="API keys of tenants. A key's secret is shown once, when it is made.", no_args_is_help=True)
@@ -56,6 +60,7 @@ def register(app: typer.Typer) -> None:
     app.command("chat")(chat)
     app.add_typer(tenants_app, name="tenants")
     app.add_typer(keys_app, name="keys")
+    app.command("audit")(audit)
 
 
 def chat(
@@ -164,19 +169,46 @@ def set_tenant(
 def create_key(
     tenant: TenantName,
     name: Annotated[str, typer.Option(help="A name to tell it by.")] = "",
+    expires_in: Annotated[
+        str | None, typer.Option(metavar="90d|12h|30m", help="For how long it works; for ever if left out.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Model classes it may ask for, of its tenant's; all of these if left out.")
+    ] = None,
+    budget_share: Annotated[
+        int | None, typer.Option(min=1, max=100, metavar="PERCENT", help="Of each of its tenant's budgets; all if left out.")
+    ] = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
     """Make a key. Keep what it prints: only its HMAC is stored.
 
-    Example: `flotilla keys create acme --name ci`
+    Example: `flotilla keys create acme --name ci --expires-in 90d --models small`
     """
-    key = admin_client.create_key_record(load_target(env), tenant, name=name)
-    if as_json:
-        _print_json(key)
-    else:
-        typer.echo(key["key"])
-        Console(stderr=True).print(f"key {key['key_id']} of {tenant}; it cannot be shown again", style="dim", highlight=False)
+    scopes: dict[str, Any] = {}
+    if expires_in is not None:
+        scopes["expires_in_s"] = _seconds("--expires-in", expires_in)
+    if models is not None:
+        scopes["models"] = [one.strip() for one in models.split(",")]
+    if budget_share is not None:
+        scopes["budget_share_percent"] = budget_share
+    _show_new_key(admin_client.create_key_record(load_target(env), tenant, name=name, **scopes), as_json)
+
+
+@keys_app.command("rotate")
+def rotate_key(
+    key_id: KeyId,
+    overlap: Annotated[str, typer.Option(metavar="24h|30m|0s", help="For how long the old key still works.")] = "24h",
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Make a key in place of another, with the same name and scopes; the old one dies when the overlap is over.
+
+    Give the new one to whoever uses the old one, before then. `flotilla keys list TENANT` shows until when both work.
+
+    Example: `flotilla keys rotate 0123456789 --overlap 7d`
+    """
+    _show_new_key(admin_client.rotate_key(load_target(env), key_id, overlap_s=_seconds("--overlap", overlap)), as_json)
 
 
 @keys_app.command("list")
@@ -186,24 +218,64 @@ def list_keys(tenant: TenantName, as_json: Json = False, env: Env = LOCAL) -> No
     if as_json:
         _print_json(found)
         return
-    table = Table("key id", "name", "created", "revoked", box=None)
+    table = Table("key id", "name", "created", "expires", "revoked", "models", "budget", "replaces", box=None)
     for key in found:
-        table.add_row(key["key_id"], key["name"] or "–", _time(key["created_at_ms"]), _time(key["revoked_at_ms"]))
+        times = [_time(key[name]) for name in ("created_at_ms", "expires_at_ms", "revoked_at_ms")]
+        share = key["budget_share_percent"]
+        scopes = [", ".join(key["models"] or ["all"]), "all" if share is None else f"{share} %"]
+        table.add_row(key["key_id"], key["name"] or "–", *times, *scopes, key["replaces"] or "–")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @keys_app.command("revoke")
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as `flotilla keys list` shows it.")],
+    key_id: KeyId,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
-    """Revoke a key. Within seconds it is refused everywhere."""
+    """Revoke a key. Within 5 seconds it is refused everywhere; streams that have begun end."""
     key = admin_client.revoke_key(load_target(env), key_id)
     if as_json:
         _print_json(key)
     else:
         typer.echo(f"key {key['key_id']} of {key['tenant']} is revoked")
+
+
+def audit(
+    day: Annotated[str | None, typer.Option(metavar="DAY", help="UTC day such as 2026-11-24; today if left out.")] = None,
+    as_json: Json = False,
+    env: Env = LOCAL,
+) -> None:
+    """Show who changed which tenant or key on a day. An entry is written with its change, or neither is.
+
+    Names are as whoever made the change gave them: the admin key does not tell people apart.
+
+    Example: `flotilla audit --day 2026-11-24 --json`
+    """
+    entries = admin_client.audit(load_target(env), day or f"{datetime.now(UTC):%Y-%m-%d}")
+    if as_json:
+        _print_json(entries)
+        return
+    table = Table("when", "by", "what", "of", "now", box=None)
+    for entry in entries:
+        table.add_row(_time(entry["at_ms"]), entry["by"], entry["action"].replace("_", " "), entry["subject"], entry["detail"])
+    Console(width=None if sys.stdout.isatty() else 300, highlight=False).print(table)
+
+
+def _seconds(option: str, text: str) -> int:
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        raise UserError(f"{option} {text!r} is no span of time", "write 90d, 12h, 30m or 0s")
+    return int(match[1]) * _SPAN_S[match[2]]
+
+
+def _show_new_key(key: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(key)
+        return
+    typer.echo(key["key"])
+    said = f"key {key['key_id']} of {key['tenant']}; it cannot be shown again"
+    Console(stderr=True).print(said, style="dim", highlight=False)
 
 
 def _end_chat(answer: str, end: ChatEnd, as_json: bool) -> None:

@@ -25,7 +25,7 @@ class ErrorKind:
 
 _REQUEST, _SERVER = "invalid_request_error", "server_error"
 
-INVALID_API_KEY = ErrorKind("invalid_api_key", 401, _REQUEST, "The key is missing, misspelt, unknown or revoked.")
+INVALID_API_KEY = ErrorKind("invalid_api_key", 401, _REQUEST, "The key is missing, misspelt, unknown, expired or revoked.")
 AUTH_UNAVAILABLE = ErrorKind(
     "auth_unavailable", 503, _SERVER, "The key is not known here, and the table of keys does not answer."
 )
@@ -124,6 +124,7 @@ TENANT_NOT_FOUND = ErrorKind("tenant_not_found", 404, _REQUEST, "No such tenant.
 TENANT_EXISTS = ErrorKind("tenant_exists", 409, _REQUEST, "A tenant of this id is there already.")
 TENANT_CHANGED = ErrorKind("tenant_changed", 409, _REQUEST, "Somebody else changed the tenant at the same time; look again.")
 KEY_NOT_FOUND = ErrorKind("key_not_found", 404, _REQUEST, "The tenant has no such key.")
+KEY_DEAD = ErrorKind("key_dead", 409, _REQUEST, "The key is revoked or has expired, so it cannot be rotated; make a new one.")
 TABLE_UNAVAILABLE = ErrorKind("table_unavailable", 503, _SERVER, "The tenants' table does not answer.")
 NOT_STARTED = ErrorKind("not_started", 503, _SERVER, "The gateway has not read its secrets yet.")
 

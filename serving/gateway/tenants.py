@@ -3,6 +3,7 @@
     pk tenant#<id>     sk profile       who the tenant is and what it may do
     pk tenant#<id>     sk key#<key id>  the tenant's keys, to list them
     pk key#<key id>    sk key           the same key with its digest, to look it up
+    pk audit#<day>     sk <ms>#<random> who changed what: written with the change or not at all
 
 Reads go to the region's own replica, so a lost region takes no other with it. Writes go to the home region: in a global table two
 regions' conditional writes can both succeed. Calls block; the gateway makes them in threads.
@@ -11,8 +12,10 @@ regions' conditional writes can both succeed. Calls block; the gateway makes the
 from __future__ import annotations
 
 import re
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -33,6 +36,8 @@ LimitValue = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Budget = Annotated[int, msgspec.Meta(ge=1, le=MAX_BUDGET_MICRO_USD)]
 """Millionths of a dollar."""
 
+
+UNKNOWN = "unknown"
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
@@ -81,6 +86,25 @@ class Key(msgspec.Struct, frozen=True):
     name: str = ""
     created_at_ms: int = 0
     revoked_at_ms: int | None = None
+    expires_at_ms: int | None = None
+    """From then on it is refused; None: never."""
+    models: tuple[str, ...] | None = None
+    """Model classes it may ask for, of those that its tenant may; None: all of these."""
+    budget_share_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
+    """How much of each of its tenant's budgets it may spend; None: all."""
+    replaces: str = ""
+    """Key id that it was rotated from."""
+
+    def is_usable(self, now_ms: int) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
+
+    def narrowed(self, tenant: Tenant) -> Tenant:
+        """The tenant as this key may act for it."""
+        if self.models is None:
+            return tenant
+        allowed = tuple(name for name in self.models if tenant.may_use(name))
+        return msgspec.structs.replace(tenant, models=allowed)
 
 
 class KeyRecord(msgspec.Struct, frozen=True):
@@ -88,6 +112,19 @@ class KeyRecord(msgspec.Struct, frozen=True):
 
     key: Key
     digest: bytes
+
+
+class AuditEntry(msgspec.Struct, frozen=True):
+    """A change that was made."""
+
+    at_ms: int
+    by: str
+    """Who said so, as they said: the admin key does not tell people apart."""
+    action: str
+    subject: str
+    """`tenant/acme`, `key/0123456789`"""
+    detail: str = ""
+    """What it is now, JSON."""
 
 
 class TenantExists(Exception):
@@ -104,6 +141,10 @@ class TenantChanged(Exception):
 
 class KeyMissing(Exception):
     """There is no such key."""
+
+
+class KeyDead(Exception):
+    """The key is revoked or has expired: it cannot be rotated."""
 
 
 class TenantTable:
@@ -141,64 +182,61 @@ class TenantTable:
         )
         return sorted((_decode(item, Tenant) for page in pages for item in page["Items"]), key=lambda tenant: tenant.id)
 
-    def create_tenant(self, tenant: Tenant) -> Tenant:
+    def create_tenant(self, tenant: Tenant, *, by: str = UNKNOWN) -> Tenant:
         """Write a new tenant.
 
         Raises:
             TenantExists: as it says.
         """
         created = msgspec.structs.replace(tenant, created_at_ms=_now_ms(), revision=1)
-        item = {**_profile_key(created.id), **_encode(created)}
+        new = self._put_new({**_profile_key(created.id), **_encode(created)})
         try:
-            self._home.put_item(TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)")
+            self._write(by, "tenant_created", f"tenant/{created.id}", _detail(created), new)
         except ClientError as error:
             if _is_conditional(error):
                 raise TenantExists(tenant.id) from error
             raise
         return created
 
-    def replace_tenant(self, tenant: Tenant) -> Tenant:
+    def replace_tenant(self, tenant: Tenant, *, by: str = UNKNOWN) -> Tenant:
         """Write `tenant` over the revision that it was read at.
 
         Raises:
             TenantChanged: another change came first, or it is gone.
         """
         changed = msgspec.structs.replace(tenant, revision=tenant.revision + 1)
+        put = {
+            "Put": {
+                "TableName": self._table,
+                "Item": {**_profile_key(changed.id), **_encode(changed)},
+                "ConditionExpression": "revision = :read",
+                "ExpressionAttributeValues": {":read": {"N": str(tenant.revision)}},
+            }
+        }
         try:
-            self._home.put_item(
-                TableName=self._table,
-                Item={**_profile_key(changed.id), **_encode(changed)},
-                ConditionExpression="revision = :read",
-                ExpressionAttributeValues={":read": {"N": str(tenant.revision)}},
-            )
+            self._write(by, "tenant_changed", f"tenant/{changed.id}", _detail(changed), put)
         except ClientError as error:
             if _is_conditional(error):
                 raise TenantChanged(tenant.id) from error
             raise
         return changed
 
-    def create_key(self, record: KeyRecord) -> Key:
+    def create_key(self, record: KeyRecord, *, by: str = UNKNOWN) -> Key:
         """Write a new key of an existing tenant; both its items or neither.
 
         Raises:
             TenantMissing: as it says.
         """
         key = msgspec.structs.replace(record.key, created_at_ms=_now_ms())
-        fields = _encode(key)
+        is_there = {
+            "ConditionCheck": {
+                "TableName": self._table,
+                "Key": _profile_key(key.tenant),
+                "ConditionExpression": "attribute_exists(pk)",
+            }
+        }
         try:
-            self._home.transact_write_items(
-                TransactItems=[
-                    {
-                        "ConditionCheck": {
-                            "TableName": self._table,
-                            "Key": _profile_key(key.tenant),
-                            "ConditionExpression": "attribute_exists(pk)",
-                        }
-                    },
-                    self._put_new({**_lookup_key(key.key_id), **fields, "digest": {"B": record.digest}}),
-                    self._put_new({**_listed_key(key), **fields}),
-                ]
-            )
+            self._write(by, "key_created", f"key/{key.key_id}", _detail(key), is_there, *self._put_key(key, record.digest))
         except ClientError as error:
             if _is_conditional(error):
                 raise TenantMissing(key.tenant) from error
@@ -214,35 +252,92 @@ class TenantTable:
         )
         return sorted((_decode(item, Key) for page in pages for item in page["Items"]), key=lambda key: key.created_at_ms)
 
-    def revoke_key(self, key_id: str) -> Key:
+    def rotate_key(self, key_id: str, make: Callable[[Key], KeyRecord], overlap_ms: int, *, by: str = UNKNOWN) -> Key:
+        """Write the key that `make` makes of the old one, and let that expire `overlap_ms` from now, if it does not sooner: both
+        or neither. The new one may what the old one may, and lives as long as that was to.
+
+        Raises:
+            KeyMissing, KeyDead: as they say.
+        """
+        old, now_ms = self._get_key(key_id), _now_ms()
+        if not old.is_usable(now_ms):
+            raise KeyDead(key_id)
+        lives_ms = None if old.expires_at_ms is None else old.expires_at_ms - old.created_at_ms
+        record = make(old)
+        key = msgspec.structs.replace(
+            old,
+            key_id=record.key.key_id,
+            created_at_ms=now_ms,
+            expires_at_ms=None if lives_ms is None else now_ms + lives_ms,
+            replaces=key_id,
+        )
+        until_ms = min(now_ms + overlap_ms, old.expires_at_ms or now_ms + overlap_ms)
+        try:
+            self._write(
+                by, "key_rotated", f"key/{key_id}", _detail(key),
+                *self._set_key(old, "expires_at_ms", until_ms, "attribute_not_exists(revoked_at_ms)"),
+                *self._put_key(key, record.digest),
+            )  # fmt: skip
+        except ClientError as error:
+            if _is_conditional(error):
+                raise KeyDead(key_id) from error
+            raise
+        return key
+
+    def revoke_key(self, key_id: str, *, by: str = UNKNOWN) -> Key:
         """Mark the key revoked; a second time changes nothing.
 
         Raises:
             KeyMissing: as it says.
         """
-        item = self._home.get_item(TableName=self._table, Key=_lookup_key(key_id), ConsistentRead=True).get("Item")
-        if item is None:
-            raise KeyMissing(key_id)
-        key = _decode(item, Key)
+        key = self._get_key(key_id)
         if key.revoked_at_ms is not None:
             return key
         revoked = msgspec.structs.replace(key, revoked_at_ms=_now_ms())
-        values = {":at": {"N": str(revoked.revoked_at_ms)}}
-        self._home.transact_write_items(
-            TransactItems=[
-                {
-                    "Update": {
-                        "TableName": self._table,
-                        "Key": place,
-                        "UpdateExpression": "SET revoked_at_ms = :at",
-                        "ConditionExpression": "attribute_exists(pk)",
-                        "ExpressionAttributeValues": values,
-                    }
-                }
-                for place in (_lookup_key(key_id), _listed_key(key))
-            ]
-        )
+        sets = self._set_key(key, "revoked_at_ms", revoked.revoked_at_ms or 0, "attribute_exists(pk)")
+        self._write(by, "key_revoked", f"key/{key_id}", _detail(revoked), *sets)
         return revoked
+
+    def audit(self, day: str) -> list[AuditEntry]:
+        """What was changed on a UTC day such as `2026-11-24`, oldest first."""
+        pages = self._home.get_paginator("query").paginate(
+            TableName=self._table,
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues={":pk": {"S": f"audit#{day}"}},
+        )
+        return [_decode(item, AuditEntry) for page in pages for item in page["Items"]]
+
+    def _write(self, by: str, action: str, subject: str, detail: str, *items: Any) -> None:
+        """All of `items` and the audit's entry of them, or nothing."""
+        entry = AuditEntry(_now_ms(), by, action, subject, detail)
+        day = datetime.fromtimestamp(entry.at_ms // 1000, UTC)
+        place = {"pk": {"S": f"audit#{day:%Y-%m-%d}"}, "sk": {"S": f"{entry.at_ms:013d}#{secrets.token_hex(4)}"}}
+        self._home.transact_write_items(TransactItems=[*items, self._put_new({**place, **_encode(entry)})])
+
+    def _get_key(self, key_id: str) -> Key:
+        item = self._home.get_item(TableName=self._table, Key=_lookup_key(key_id), ConsistentRead=True).get("Item")
+        if item is None:
+            raise KeyMissing(key_id)
+        return _decode(item, Key)
+
+    def _put_key(self, key: Key, digest: bytes) -> list[Any]:
+        fields = _encode(key)
+        looked_up = {**_lookup_key(key.key_id), **fields, "digest": {"B": digest}}
+        return [self._put_new(looked_up), self._put_new({**_listed_key(key), **fields})]
+
+    def _set_key(self, key: Key, name: str, value: int, condition: str) -> list[Any]:
+        return [
+            {
+                "Update": {
+                    "TableName": self._table,
+                    "Key": place,
+                    "UpdateExpression": f"SET {name} = :value",
+                    "ConditionExpression": condition,
+                    "ExpressionAttributeValues": {":value": {"N": str(value)}},
+                }
+            }
+            for place in (_lookup_key(key.key_id), _listed_key(key))
+        ]
 
     def _get_tenant(self, client: DynamoDBClient, tenant_id: str) -> Tenant | None:
         item = client.get_item(TableName=self._table, Key=_profile_key(tenant_id), ConsistentRead=True).get("Item")
@@ -299,6 +394,10 @@ def _is_conditional(error: ClientError) -> bool:
         return True
     reasons: list[Any] = response.get("CancellationReasons", [])
     return any(reason.get("Code") == "ConditionalCheckFailed" for reason in reasons)
+
+
+def _detail(record: msgspec.Struct) -> str:
+    return msgspec.json.encode(record).decode()
 
 
 def _now_ms() -> int:

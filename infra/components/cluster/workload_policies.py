@@ -33,8 +33,12 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
     archive = iam.bucket_arn(data.archive_bucket)
     return iam.plain_document(
         iam.allow("ReadRegistry", READ_ITEMS, place.tables(tables.registry)),
-        iam.allow("KeepTenants", READ_ITEMS + WRITE_ITEMS, place.tables(tables.tenants)),
-        iam.allow("AppendUsage", (*READ_ITEMS, "dynamodb:PutItem"), place.tables(tables.ledger)),
+        iam.allow("KeepTenants", (*READ_ITEMS, *WRITE_ITEMS, "dynamodb:Scan"), place.tables(tables.tenants)),
+        iam.allow(
+            "AppendUsage",
+            (*READ_ITEMS, "dynamodb:BatchGetItem", "dynamodb:Scan", "dynamodb:PutItem"),
+            place.tables(tables.ledger),
+        ),
         iam.allow("ClaimKeys", READ_ITEMS + WRITE_ITEMS, place.tables(tables.idempotency)),
         iam.allow("ReadControls", READ_ITEMS, [iam.table_arn(place.region, place.account_id, tables.failover)]),
         iam.allow(

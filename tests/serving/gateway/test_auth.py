@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from gateway_support import PEPPER, SALT, KeyBook
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from serving.gateway import auth, keys
 from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.errors import ApiError
-from serving.gateway.tenants import Key, KeyRecord, Tenant
+from serving.gateway.tenants import KeyRecord, Tenant
 
 DOWN = EndpointConnectionError(endpoint_url="http://table")
 
@@ -35,10 +36,14 @@ async def refusal(doorman: Authenticator, key: str) -> str:
     return caught.value.kind.code
 
 
-def revoke(book: KeyBook, key: str) -> None:
+def change(book: KeyBook, key: str, **changes: Any) -> None:
     (key_id,) = [key_id for key_id in book.found if key_id in key]
     record, tenant = book.found[key_id]
-    book.found[key_id] = (KeyRecord(Key(key_id, tenant.id, revoked_at_ms=1), record.digest), tenant)
+    book.found[key_id] = (KeyRecord(msgspec.structs.replace(record.key, **changes), record.digest), tenant)
+
+
+def revoke(book: KeyBook, key: str) -> None:
+    change(book, key, revoked_at_ms=1)
 
 
 def test_a_key_is_what_it_says() -> None:
@@ -195,9 +200,69 @@ async def test_a_flood_of_unknown_keys_holds_up_neither_known_ones_nor_memory(mo
 
 
 async def test_what_is_remembered_is_bounded(monkeypatch: Any) -> None:
-    monkeypatch.setattr(auth, "MAX_CACHED_KEYS", 10)
+    monkeypatch.setattr(auth, "MAX_UNKNOWN_KEYS", 10)
+    monkeypatch.setattr(auth, "MAX_CACHED_KEYS", 5)
     book = KeyBook()
     doorman = authenticator(book)
-    for _ in range(30):
-        await refusal(doorman, keys.mint().secret)
-    assert len(doorman._entries) == 10
+    await asyncio.gather(*(refusal(doorman, keys.mint().secret) for _ in range(18)))
+    for _ in range(8):
+        await doorman.authenticate(bearer(book.add(Tenant("acme"))))
+    assert (len(doorman._unknown), len(doorman._entries)) == (10, 5)
+
+
+async def test_guesses_wait_for_their_answers_and_an_honest_client_waits_for_none_of_them(monkeypatch: Any) -> None:
+    """Whoever is locked out for the guesses of another behind the same address is who the guesser wanted to lock out."""
+    monkeypatch.setattr(auth, "MAX_HELD", 30)
+    book = KeyBook()
+    key, doorman = book.add(Tenant("acme")), authenticator(book)
+    began_s = time.monotonic()
+    guesses = [asyncio.create_task(refusal(doorman, keys.mint().secret)) for _ in range(200)]
+    while book.num_reads < 200 or doorman._num_held < 30:
+        await asyncio.sleep(0.01)
+    asked_s = time.monotonic()
+    assert (await doorman.authenticate(bearer(key))).tenant.id == "acme", "though this worker had never seen its key"
+    assert time.monotonic() - asked_s < 0.5
+    assert doorman._num_held == 30, "more would be memory: they are answered at once"
+    assert set(await asyncio.gather(*guesses)) == {"invalid_api_key"}
+    assert time.monotonic() - began_s >= 0.5
+    assert doorman._num_held == 0
+
+
+async def test_guesses_push_no_customers_key_out(monkeypatch: Any) -> None:
+    monkeypatch.setattr(auth, "MAX_UNKNOWN_KEYS", 3)
+    monkeypatch.setattr(auth, "MAX_CACHED_KEYS", 3)
+    book = KeyBook()
+    key, doorman = book.add(Tenant("acme")), authenticator(book)
+    await doorman.authenticate(bearer(key))
+    await asyncio.gather(*(refusal(doorman, keys.mint().secret) for _ in range(10)))
+    book.error = DOWN
+    assert (await doorman.authenticate(bearer(key))).tenant.id == "acme"
+
+
+async def test_a_key_expires_at_its_moment_and_not_when_the_table_is_read_again() -> None:
+    book = KeyBook()
+    key, doorman = book.add(Tenant("acme")), authenticator(book)
+    change(book, key, expires_at_ms=time.time_ns() // 1_000_000 + 300)
+    await doorman.authenticate(bearer(key))
+    await asyncio.sleep(0.35)
+    assert await refusal(doorman, key) == "invalid_api_key"
+    assert book.num_reads == 1
+
+
+@pytest.mark.parametrize(
+    ("tenants", "keys_", "allowed"),
+    [
+        (None, None, {"small", "large"}),
+        (None, ("small",), {"small"}),
+        (("small",), ("small", "large"), {"small"}),
+        (("large",), ("small",), set()),
+        (("large",), None, {"large"}),
+    ],
+)
+async def test_a_key_may_use_what_both_it_and_its_tenant_may(tenants: Any, keys_: Any, allowed: set[str]) -> None:
+    book = KeyBook()
+    key, doorman = book.add(Tenant("acme", models=tenants)), authenticator(book)
+    change(book, key, models=keys_, budget_share_percent=25)
+    principal = await doorman.authenticate(bearer(key))
+    assert {name for name in ("small", "large") if principal.tenant.may_use(name)} == allowed
+    assert principal.budget_share_percent == 25

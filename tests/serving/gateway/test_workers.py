@@ -162,6 +162,65 @@ async def stream(http: aiohttp.ClientSession, gateway: Process, key: str) -> byt
         return await answer.read() if answer.status == 200 else b""
 
 
+DEAD_AFTER_S = 5.0
+
+
+@pytest.mark.emulated_aws
+async def test_a_revoked_key_is_dead_in_every_worker_within_five_seconds_under_load(
+    pair: tuple[World, Process], engine: FakeEngine
+) -> None:
+    """Each worker remembers keys by itself, and one in use is renewed while requests go on with what is remembered."""
+    _, gateway = pair
+    target = gateway.target()
+    await asyncio.to_thread(admin_client.ensure_tenant, target, "leaving")
+    made = await asyncio.to_thread(admin_client.create_key_record, target, "leaving")
+    kept = await asyncio.to_thread(admin_client.create_key, target, "leaving")
+    answers: list[tuple[str, float, int]] = []
+    is_over = asyncio.Event()
+    async with asyncio.timeout(50), aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
+
+        async def ask(key: str) -> None:
+            while not is_over.is_set():
+                began_s = time.monotonic()
+                headers = {"authorization": f"Bearer {key}"}
+                async with http.get(f"{gateway.base_url}/v1/models", headers=headers) as answer:
+                    answers.append((key, began_s, answer.status))
+                await asyncio.sleep(0.02)
+
+        asking = [asyncio.create_task(ask(key)) for key in [made["key"]] * 6 + [kept] * 2]
+        while {status for _, _, status in answers[-50:]} != {200} or len(answers) < 100:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(admin_client.revoke_key, target, made["key_id"])
+        revoked_s = time.monotonic()
+        while time.monotonic() < revoked_s + DEAD_AFTER_S + 1:
+            await asyncio.sleep(0.1)
+        is_over.set()
+        await asyncio.gather(*asking)
+        pids = worker_pids(gateway)
+        after = [status for key, began_s, status in answers if key == made["key"] and began_s > revoked_s + DEAD_AFTER_S]
+        assert set(after) == {401}
+        assert {status for key, _, status in answers if key == kept} == {200}, "the tenant's other key works on"
+        assert len(pids) == 2
+        # 401 by each worker for itself: of so many connections each has had its share.
+        for number in (0, 1):
+            served: dict[tuple[str, str], float] = {}
+            while not served.get(("flotilla_requests_total", str(number))):
+                body = {"model": "small", "messages": BODY["messages"]}
+                async with http.post(
+                    f"{gateway.base_url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {made['key']}"}
+                ) as answer:
+                    assert answer.status == 401
+                served = await asyncio.to_thread(refused, gateway)
+
+
+def refused(gateway: Process) -> dict[tuple[str, str], float]:
+    """Requests that each worker has refused with 401."""
+    with urlopen(f"{gateway.ops_url}/metrics", timeout=5) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples if sample.name == "flotilla_requests_total"]
+    return {(sample.name, sample.labels["worker"]): sample.value for sample in samples if sample.labels["code"] == "401"}
+
+
 @pytest.mark.emulated_aws
 async def test_two_workers_share_a_port_die_alone_and_drain_together(pair: tuple[World, Process], engine: FakeEngine) -> None:
     _, gateway = pair
