@@ -28,6 +28,8 @@ class UpReport:
 
     target: Target
     model: str
+    api_url: str = ""
+    """One address for all regions; empty where there is one region."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """Number of AWS resources by outcome."""
     workloads: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class UpReport:
         _, region = self.target.region()
         return {
             "base_url": region.base_url,
+            "api_url": self.api_url,
             "api_key": self.target.api_key,
             "curl": access.curl(region.base_url, self.target.api_key, self.model),
             "python": access.python(region.base_url, self.target.api_key, self.model),
@@ -79,6 +82,7 @@ def print_up(console: Console, report: UpReport, state_note: str) -> None:
     for line in lines:
         console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
     pairs = [("Base URL", region.base_url), ("API key", report.target.api_key)]
+    pairs += [("All", f"{report.api_url}/v1")] if report.api_url else []
     pairs += [(name, it.base_url) for name, it in report.target.regions.items() if it is not region]
     console.print()
     for name, value in pairs:
@@ -128,7 +132,9 @@ def render_status(status: Status | None) -> RenderableType:
     services = _table("REGION", "SERVICE", "READY", "ON THIS MACHINE")
     for service in status.services:
         addresses = ", ".join(f"{name} {address}" for name, address in service.host_addresses.items())
-        services.add_row(service.region, f"{service.namespace}/{service.name}", f"{service.ready}/{service.total}", addresses)
+        services.add_row(
+            service.region or "all", f"{service.namespace}/{service.name}", f"{service.ready}/{service.total}", addresses
+        )
     parts: list[RenderableType] = [pods, Text(), services]
     if any(workload.reason for workload in status.workloads):
         scaled = _table("SCALED", "READY", "REPLICAS", "DESIRED", "WHY")

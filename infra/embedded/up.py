@@ -26,6 +26,7 @@ from infra.components.workloads.gateway_fleet import SETTINGS_FILE as GATEWAY_SE
 from infra.embedded import access, faults, furniture, lifecycle, manifests, ports
 from infra.embedded import state as files
 from infra.embedded.desired import Desired, Service, Workload
+from infra.embedded.edge_checks import checks_of
 from infra.embedded.engine_watch import EngineWatch
 from infra.embedded.graph import Graph
 from infra.embedded.graph_json import save_graph
@@ -113,7 +114,7 @@ def _up(
         steps.step(f"Realise {graph.stack}")
         realise_stack(graph, _clients(aws_url), cache_addresses, realised)
     record_only(clusters, realised)
-    desired = _desired(state, before, aws, fronts, serving, instance, realised)
+    desired = _desired(state, before, aws, fronts, serving, edge, instance, realised)
     settings = _gateway_settings(desired)
     published = _publish(_target(aws_url, desired), settings, regions, _sources(options), steps)
 
@@ -134,6 +135,7 @@ def _up(
     return UpReport(
         target=target,
         model=_smallest(settings[regions[0]]),
+        api_url=_api_url(desired),
         outcomes=Counter(realised.outcomes.values()),
         workloads=_changes(before, desired),
         recorded_only=dict(sorted(realised.recorded_only.items())),
@@ -172,6 +174,8 @@ def _choose_instance(options: UpOptions, serving: Iterable[Graph]) -> Instance:
     services = status.services if status else ()
     ours = {address for service in services for address in service.host_addresses.values()}
     wanted = {port: purpose for graph in serving for port, purpose in manifests.host_ports(graph, offset).items()}
+    if len(serving) > 1:
+        wanted[furniture.EDGE_PORT + offset] = "the edge"
     ports.check_host_ports({port: purpose for port, purpose in wanted.items() if f"{ports.HOST}:{port}" not in ours})
     aws_port = before.aws_port
     if status is None:
@@ -199,6 +203,7 @@ def _desired(
     aws: Workload,
     fronts: Mapping[str, Workload],
     serving: Mapping[str, Graph],
+    edge: Graph,
     instance: Instance,
     realised: Realised,
 ) -> Desired:
@@ -221,7 +226,21 @@ def _desired(
     kept = {"", *serving}
     workloads += [workload for workload in before.workloads if workload.region not in kept]
     services += [service for service in before.services if service.region not in kept]
+    addresses = {region: its["http"] for region, its in _addresses(services).items()}
+    if len(addresses) > 1:
+        workload, service = furniture.edge_before(state, addresses, checks_of(edge), instance.port_offset)
+        workloads.append(workload)
+        services.append(service)
     return Desired(workloads=tuple(workloads), services=tuple(services))
+
+
+def _addresses(services: Iterable[Service]) -> dict[str, dict[str, str]]:
+    """Where each region's gateways answer on 127.0.0.1, by region and port name; the edge's under no region's name."""
+    addresses: dict[str, dict[str, str]] = {}
+    for service in services:
+        for name, port in service.host_ports.items():
+            addresses.setdefault(service.region, {})[name] = f"{ports.HOST}:{port}"
+    return addresses
 
 
 def _gateway_settings(desired: Desired) -> dict[str, GatewaySettings]:
@@ -235,11 +254,7 @@ def _gateway_settings(desired: Desired) -> dict[str, GatewaySettings]:
 
 
 def _target(aws_url: str, desired: Desired) -> Target:
-    addresses: dict[str, dict[str, str]] = {}
-    for service in desired.services:
-        for name, port in service.host_ports.items():
-            addresses.setdefault(service.region, {})[name] = f"{ports.HOST}:{port}"
-    return access.target_of(aws_url, _gateway_settings(desired), addresses)
+    return access.target_of(aws_url, _gateway_settings(desired), _addresses(desired.services))
 
 
 def _estate(target: Target, desired: Desired, settings: Mapping[str, GatewaySettings]) -> Estate:
@@ -257,7 +272,13 @@ def _estate(target: Target, desired: Desired, settings: Mapping[str, GatewaySett
     }
     some = settings[next(iter(regions))]
     committed: dict[str, int] = {name: its.committed_req_per_min for name, its in config.load_catalog().classes.items()}
-    return Estate(LOCAL, regions, some.tables.failover, some.tables.registry, "", committed)
+    return Estate(LOCAL, regions, some.tables.failover, some.tables.registry, _api_url(desired), committed)
+
+
+def _api_url(desired: Desired) -> str:
+    """The one address of all regions; empty where no edge stands before them."""
+    its = _addresses(desired.services).get("")
+    return f"http://{its['http']}" if its else ""
 
 
 def _engines(desired: Desired, settings: Iterable[GatewaySettings]) -> set[str]:

@@ -45,7 +45,7 @@ class Estate:
     failover_table: str
     registry_table: str
     api_url: str
-    """Where clients ask, without a slash at the end; empty on one machine, where no edge stands before the regions."""
+    """Where clients ask, without a slash at the end; empty where one local region stands alone, without an edge."""
     committed_req_per_min: Mapping[str, int]
     """By class, what floors are sized for."""
 

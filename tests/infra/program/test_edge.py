@@ -10,10 +10,12 @@ import pytest
 from test_new_region import NEW, add_region
 
 from infra.config import load_catalog
+from infra.embedded.edge_checks import checks_of
 from infra.embedded.graph import Graph, Resource, tokens_in
 from infra.embedded.recorder import record
 from infra.errors import ConfigError
 from infra.naming import CONTROL_PATH, REGION_HEALTH_PATH
+from policies.failover import rotation
 
 REGIONS = ("us-east-2", "us-west-2")
 PROD, ONE_REGION = "prod.edge", "staging.edge"
@@ -82,6 +84,10 @@ def test_a_region_gets_traffic_while_it_is_well_and_no_other_says_that_it_is_eva
 ) -> None:
     given = dict.fromkeys(answers, True)
     assert {region for region in REGIONS if is_in_rotation(edge, region, given)} == in_rotation
+    region_of = {f"{code}.flotilla.example.com": region for region, code in CODES.items()}
+    here = {(region_of[host], path): True for host, path in answers}
+    checks = checks_of(edge)
+    assert {region for region in REGIONS if rotation.is_in_rotation(checks[region], here)} == in_rotation, "one machine's edge"
 
 
 def test_a_lone_region_depends_on_its_own_check_alone(recorded: dict[str, Graph]) -> None:
