@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-scaling bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-simulator preview-engine deploy destroy clean
+.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-scaling drill-fairness bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ drill-billing: .venv/.flotilla-dev   ## a month of bills with all that goes wron
 drill-scaling: .venv/.flotilla-dev kube-assets   ## one load for the simulated policy, the real KEDA and HPA, and the local scaler
 	@$(BIN)/python -m tests.drills.drill_scaling $(ARGS)
 
+drill-fairness: .venv/.flotilla-dev     ## one tenant floods, 199 others ask, before one gateway and four
+	@$(BIN)/python -m tests.drills.drill_fairness $(ARGS)
+
 bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
 	@$(BIN)/python tests/bench/bench_fetch.py
 
@@ -89,6 +92,9 @@ bench-engine: setup .venv/.flotilla-dev   ## prefixes, batches and tokens on the
 
 bench-routing: .venv/.flotilla-dev   ## how much of prompts is found in caches, by who places requests; needs FLOTILLA_TRACES; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_routing.py $(ARGS)
+
+bench-ttft: .venv/.flotilla-dev         ## how well the time to the first token is predicted, on twins in virtual time
+	@$(BIN)/python tests/bench/bench_ttft.py $(ARGS)
 
 bench-preview: .venv/.flotilla-dev   ## how long a preview of every stack takes; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_preview.py $(ARGS)

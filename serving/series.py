@@ -30,6 +30,9 @@ TOKENS = Series(
     "flotilla_tokens_total", "counter", ("model", "kind"), "Tokens received and sent; kind is input, cached_input or output."
 )
 IN_FLIGHT = Series("flotilla_in_flight_requests", "gauge", ("model",), "Requests between admission and their last byte.")
+TTFT_ERROR = Series(
+    "flotilla_ttft_prediction_error_ratio", "gauge", ("model",), "Median of |predicted - true| / true of first tokens, of late."
+)
 QUEUE_WAITING = Series("flotilla_queue_waiting", "gauge", ("model",), "Requests that wait for a slot at an engine.")
 QUEUE_WAIT = Series("flotilla_queue_wait_seconds", "histogram", ("model", "band"), "Time in the queue of those that waited.")
 QUEUE_REFUSALS = Series(

@@ -65,6 +65,8 @@ class Ticket:
     entered_s: float
     cost: float = 0.0
     """Tokens that it is expected to come to, weighted."""
+    uncached_tokens: float = 0.0
+    """Of its prompt, that an engine is expected to have to compute."""
     predicted_wait_s: float = 0.0
     dispatched_s: float = math.inf
     is_waiting: bool = False
@@ -146,6 +148,10 @@ class FairQueue:
         self._order = itertools.count()
         self._mean_cost = 0.0
         self._mean_service_s = 0.0
+
+    def expect(self, ticket: Ticket) -> None:
+        """Fill in what the request is expected to come to, as its tenant's last ones did."""
+        self._charged_to(ticket, self._lanes[ticket.band])
 
     def enter(self, ticket: Ticket, slots: int, now_s: float) -> tuple[Refusal | None, Ticket | None]:
         """Let a request wait, where `slots` requests may be at engines at once. Either its refusal, or a request that had to go
@@ -258,7 +264,8 @@ class FairQueue:
             account = lane.accounts[ticket.tenant] = _Account(counter=lane.level - self._credit)
         account.weight = ticket.weight
         output = min(float(ticket.max_output_tokens), account.output_tokens)
-        ticket.cost = ticket.prompt_tokens * account.uncached_ratio + OUTPUT_WEIGHT * output
+        ticket.uncached_tokens = ticket.prompt_tokens * account.uncached_ratio
+        ticket.cost = ticket.uncached_tokens + OUTPUT_WEIGHT * output
         return account
 
     def _lift(self, lane: _Lane, account: _Account) -> None:

@@ -40,6 +40,7 @@ class Metrics:
         self.request_seconds = self._histogram(series.REQUEST_SECONDS, _REQUEST_S)
         self.tokens = make(Counter, series.TOKENS, self._registry)
         self.in_flight = make(Gauge, series.IN_FLIGHT, self._registry)
+        self.ttft_error = make(Gauge, series.TTFT_ERROR, self._registry)
         self.queue_waiting = make(Gauge, series.QUEUE_WAITING, self._registry)
         self.queue_wait = self._histogram(series.QUEUE_WAIT, _REQUEST_S)
         self.queue_refusals = make(Counter, series.QUEUE_REFUSALS, self._registry)

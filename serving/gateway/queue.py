@@ -77,9 +77,16 @@ class ClassQueue:
                 deadline is no number of milliseconds.
         """
         now_s = asyncio.get_running_loop().time()
-        ticket = Ticket(
-            tenant.id, tenant.band, tenant.weight, prompt_tokens, max_output_tokens, now_s + self._patience_s(exchange), now_s
-        )
+        patience_s = self._settings.max_wait_s
+        asked_s = _asked_deadline_s(exchange)
+        ticket = Ticket(tenant.id, tenant.band, tenant.weight, prompt_tokens, max_output_tokens, now_s + patience_s, now_s)
+        if asked_s is not None:
+            self.fair.expect(ticket)
+            ttft_s = self._pool.ttft_s(ticket.uncached_tokens)
+            if ttft_s > asked_s:
+                self._metrics.queue_refusals.labels(self.name, ticket.band, "deadline").inc()
+                raise self._refusal(ttft_s - asked_s)
+            ticket.deadline_s = now_s + min(asked_s - ttft_s, patience_s)
         turn = Turn(ticket)
         slots = self.slots
         if not slots or (self.num_out < slots and not self.fair.num_waiting):
@@ -149,18 +156,24 @@ class ClassQueue:
                 turn.granted.set_result(None)
         self._waiting.set(self.fair.num_waiting)
 
-    def _patience_s(self, exchange: Exchange) -> float:
-        asked = exchange.headers.get(DEADLINE_HEADER)
-        if asked is None:
-            return self._settings.max_wait_s
-        if not asked.isdigit() or len(asked) > 8:
-            name = DEADLINE_HEADER.decode()
-            raise ApiError(errors.INVALID_VALUE, f"`{name}` must be a number of milliseconds, such as 2000.", param=name)
-        return min(int(asked) / 1e3, self._settings.max_wait_s)
-
     def _refusal(self, predicted_wait_s: float) -> ApiError:
         retry_s = predicted_wait_s * (1 + random.uniform(0, JITTER_RATIO))  # noqa: S311 (spreads load, guards nothing)
         message = f"`{self.name}` is overloaded: this request would wait {predicted_wait_s:.1f} s before an engine could take it."
         error = ApiError(errors.OVERLOADED, message, retry_after_s=retry_s)
         error.headers.append((b"retry-after-ms", b"%d" % max(1, retry_s * 1e3)))
         return error
+
+
+def _asked_deadline_s(exchange: Exchange) -> float | None:
+    """How soon the client wants its first token; None where it does not say.
+
+    Raises:
+        ApiError: `invalid_value`.
+    """
+    asked = exchange.headers.get(DEADLINE_HEADER)
+    if asked is None:
+        return None
+    if not asked.isdigit() or len(asked) > 8:
+        name = DEADLINE_HEADER.decode()
+        raise ApiError(errors.INVALID_VALUE, f"`{name}` must be a number of milliseconds, such as 2000.", param=name)
+    return int(asked) / 1e3

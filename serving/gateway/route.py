@@ -17,6 +17,7 @@ from policies.routing.hedging import FirstTokenTimes
 from policies.routing.prefix_index import MAX_ENTRIES, Chain, PrefixIndex
 from policies.routing.ring import Ring
 from policies.routing.suspicion import PrefillSpeed, Quarantine, RetryBudget, ejection_s
+from policies.routing.ttft import Predictor, features
 from serving.gateway import errors
 from serving.gateway.discovery import Endpoint
 from serving.gateway.errors import ApiError
@@ -73,6 +74,7 @@ class Seat:
         uncached_tokens: int,
         reason: str,
         times: FirstTokenTimes | None = None,
+        predictor: Predictor | None = None,
     ) -> None:
         self.engine = engine
         self.reason = reason
@@ -83,6 +85,8 @@ class Seat:
         self._speed = speed
         self._times = times
         self._uncached_tokens = uncached_tokens
+        self._predictor = predictor
+        self._features = features(uncached_tokens, engine.replica.queued_tokens, engine.replica.num_in_flight)
         self._is_held = True
         self._taken_s = asyncio.get_running_loop().time()
         if not engine.replica.num_in_flight:
@@ -99,6 +103,8 @@ class Seat:
             self._speed.saw(self._work_tokens, now_s - self._taken_s)
             if self._times is not None:
                 self._times.saw(self._work_tokens, now_s - self._taken_s)
+            if self._predictor is not None:
+                self._predictor.learn(self.engine.endpoint.name, self._features, now_s - self._taken_s)
             self.engine.num_failures = 0
             self._computed()
 
@@ -137,10 +143,12 @@ class Pool:
     def __init__(self, model: ServedModel, metrics: Metrics, *, is_hedging: bool = False) -> None:
         self.speed = PrefillSpeed()
         self.times = FirstTokenTimes() if is_hedging else None
+        self.predictor = Predictor()
         self.retries = RetryBudget()
         self.quarantine = Quarantine()
         self._model = model
         self._ready = metrics.engines_ready.labels(model.model_class)
+        metrics.ttft_error.labels(model.model_class).set_function(lambda: self.predictor.error_ratio)
         self._places: list[Engine | None] = []
         """By bit of the index. A place stays empty until somebody new takes it."""
         self._replicas: list[Replica] = []
@@ -160,6 +168,7 @@ class Pool:
             endpoint = left.pop((engine.endpoint.name, engine.endpoint.authority), None)
             if endpoint is None:
                 self.forget(engine)
+                self.predictor.forget([engine.endpoint.name])
                 self._places[place], engine.place = None, -1
                 continue
             if endpoint.is_ready and not engine.endpoint.is_ready:
@@ -201,11 +210,21 @@ class Pool:
             engine = self._places[choice.index]
             assert engine is not None
             self._index.add(1 << choice.index, chain)
-            return Seat(engine, self.speed, prompt_tokens, choice.uncached_tokens, choice.reason, self.times)
+            return Seat(engine, self.speed, prompt_tokens, choice.uncached_tokens, choice.reason, self.times, self.predictor)
         name = self._model.model_class
         if choice.reason == "all_full":
             raise ApiError(errors.OVERLOADED, f"All engines of `{name}` are busy.", retry_after_s=FULL_RETRY_S)
         raise ApiError(errors.ENGINE_UNAVAILABLE, f"No engine of `{name}` is ready.", retry_after_s=NONE_READY_RETRY_S)
+
+    def ttft_s(self, uncached_tokens: float) -> float:
+        """The first token of a request that went out now, at the engine where it comes soonest; 0 while nothing is known."""
+        found = []
+        for engine in self.engines:
+            replica = engine.replica
+            if replica.is_ready:
+                x = features(uncached_tokens, replica.queued_tokens, replica.num_in_flight)
+                found.append(self.predictor.predict_s(engine.endpoint.name, x) or 0.0)
+        return min(found, default=0.0)
 
     def num_able(self, now_s: float) -> int:
         """Engines that are ready and not passed over; the ready ones where all are passed over."""

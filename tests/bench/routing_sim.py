@@ -63,6 +63,18 @@ class Fleet:
         return PROFILES[self.profile].num_blocks * 16 // self.block_tokens
 
 
+@dataclass(frozen=True)
+class FirstToken:
+    """What a gateway knew of a replica when it asked it, and when the first token came."""
+
+    sent_s: float
+    came_s: float
+    replica: str
+    uncached_tokens: int
+    queued_tokens: int
+    num_running: int
+
+
 @dataclass
 class Outcome:
     """What came of a run."""
@@ -76,6 +88,8 @@ class Outcome:
     busy_s: list[float] = field(default_factory=list)
     """Of each engine, in steps."""
     reasons: Counter[str] = field(default_factory=Counter)
+    first_tokens: list[FirstToken] = field(default_factory=list)
+    """In the order in which they came."""
 
 
 class _Instant(selectors.SelectSelector):
@@ -231,12 +245,13 @@ class _Run:
             chain = tuple(key for block in ask.blocks for key in self.keys(block))
             number, uncached = gateway.place(ask.prompt_tokens, chain, self.loop.time(), self.outcome)
             self.outcome.num_sent[number] += 1
-            self.send(ask, engines[number], gateway.replicas[number], uncached)
+            self.send(ask, engines[number], gateway.replicas[number], uncached, f"engine-{number}")
         await self.is_idle.wait()
         self.outcome.busy_s = [law.busy_s for law in self.laws]
         return self.outcome
 
-    def send(self, ask: Ask, engine: Engine, replica: Replica, uncached: int) -> None:
+    def send(self, ask: Ask, engine: Engine, replica: Replica, uncached: int, name: str) -> None:
+        queued_tokens, num_running = replica.queued_tokens, replica.num_in_flight
         replica.num_in_flight += 1
         replica.queued_tokens += uncached
         self.num_open += 1
@@ -246,7 +261,9 @@ class _Run:
         def deliver(generation: Generation, token_id: int, finish: str | None) -> bool:
             if generation.num_output == 1:
                 replica.queued_tokens -= uncached
-                outcome.ttft_s.append(self.loop.time() - arrived_s)
+                came_s = self.loop.time()
+                outcome.ttft_s.append(came_s - arrived_s)
+                outcome.first_tokens.append(FirstToken(arrived_s, came_s, name, uncached, queued_tokens, num_running))
                 outcome.cached_tokens += generation.num_cached
                 outcome.prompt_tokens += generation.num_prompt
             if finish:

@@ -16,7 +16,7 @@ OURS = (
     series.REQUESTS, series.ERRORS, series.TTFT, series.TPOT, series.REQUEST_SECONDS, series.TOKENS, series.IN_FLIGHT,
     series.ENGINES_READY, series.RETRIES, series.RESUMES, series.USAGE_DISPUTED, series.HEDGES, series.LIMITER_FALLBACKS,
     series.JOURNAL_COMMIT, series.JOURNAL_HEALTHY, series.OPEN_EVENTS, series.FAST_TOKENIZER,
-    series.QUEUE_WAITING, series.QUEUE_WAIT, series.QUEUE_REFUSALS,
+    series.TTFT_ERROR, series.QUEUE_WAITING, series.QUEUE_WAIT, series.QUEUE_REFUSALS,
 )  # fmt: skip
 
 
