@@ -57,7 +57,7 @@ image-lock: .venv/.flotilla-base  ## pin the newest Debian packages of the image
 drill-image: setup .venv/.flotilla-dev   ## build the image twice, look into it and run its roles; needs a builder and runc
 	@$(BIN)/python tests/image/drill_image.py $(ARGS)
 
-guardrails-peers: .venv/.flotilla-dev .peers/guardrails/.installed   ## what parliament and kubernetes-validate say of prod's graph
+guardrails-peers: .venv/.flotilla-dev .peers/guardrails/.installed   ## what parliament, cloudsplaining and kubernetes-validate say of prod's graph
 	@$(BIN)/python -m tests.drills.guardrails_peers
 
 drill-guardrails: .venv/.flotilla-dev   ## make 200 mistakes in the graphs of prod, and see which the rules notice

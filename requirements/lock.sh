@@ -11,3 +11,4 @@ compile dev.in -c base.txt -o dev.txt
 compile engine.in --override engine-overrides.txt -o engine.txt
 compile image-cpu.in -c engine.txt --override image-cpu-overrides.txt -o image-cpu.txt
 compile image-gpu.in -o image-gpu.txt
+compile ../tests/bench/peers-guardrails.in -o ../tests/bench/peers-guardrails.txt

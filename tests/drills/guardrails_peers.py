@@ -1,7 +1,8 @@
 """`make guardrails-peers`: what others' checkers say of prod's graph, beside our own rules.
 
-parliament reads every policy of a role, kubernetes-validate every object of Kubernetes' own kinds; custom kinds are held against
-their definitions by `make test-cluster`. A finding that somebody answers for is in peer_waivers.yaml, with owner, reason, end.
+parliament and cloudsplaining read every policy of a role, kubernetes-validate every object of Kubernetes' own kinds; custom kinds
+are held against their definitions by `make test-cluster`. checkov is not asked: it reads templates and plans of other tools, and
+would judge a translation of our graph. A finding that somebody answers for is in peer_waivers.yaml, with owner, reason, end.
 Exits 1 where a finding is not waived, or where a waiver has expired or covers nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Asks parliament and kubernetes-validate. Runs in an environment of their own, with neither our code nor its dependencies.
+"""Asks parliament, cloudsplaining and kubernetes-validate, in an environment of their own without our code.
 
 Reads `{"policies": […], "manifests": [object, …]}`, prints `{"findings": [[issue, resource], …], "num_valid",
 "custom_kinds"}`.
@@ -12,16 +12,29 @@ from typing import Any
 
 KUBERNETES = "1.36"
 """The newest schemas that kubernetes-validate has and our clusters do not pass."""
+RISKS = (
+    "allows_privilege_escalation",
+    "allows_data_exfiltration_actions",
+    "credentials_exposure",
+    "permissions_management_without_constraints",
+    "service_wildcard",
+    "write_actions_without_constraints",
+)
+"""What cloudsplaining looks for in a policy, by its own names."""
 
 
 def main() -> None:
     import kubernetes_validate  # type: ignore[import-not-found]
+    from cloudsplaining.scan.policy_document import PolicyDocument  # type: ignore[import-not-found]
     from parliament import analyze_policy_string  # type: ignore[import-not-found]
 
     given = json.load(sys.stdin)
     findings = [
         [str(finding.issue), resource] for resource, text in given["policies"] for finding in analyze_policy_string(text).findings
     ]
+    for resource, text in given["policies"]:
+        policy = PolicyDocument(json.loads(text))
+        findings += [[risk, resource] for risk in RISKS if getattr(policy, risk)]
     num_valid, custom = 0, set()
     for manifest in given["manifests"]:
         try:
