@@ -34,6 +34,7 @@ from serving.errors import UserError
 from serving.gateway.tenants import TenantTable
 from serving.metering.books import Books
 from serving.metering.engine_counts import reconcile_once
+from serving.metering.ledger import PutResult
 from serving.metering.recovery import Recovered
 from serving.metering.seals import seal_due
 from serving.metering.shipping import TAKE_OVER_AFTER_S, BackOff, Destination, Shipper
@@ -67,6 +68,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._segments = make(Counter, series.SEGMENTS, self.registry)
         self._rows = make(Counter, series.LEDGER_ROWS, self.registry)
+        for result in PutResult:
+            self._rows.labels(result)  # at 0: `increase` does not see a first conflict that comes with its series
         self.unshipped_bytes = make(Gauge, series.UNSHIPPED_BYTES, self.registry)
         self.oldest_unshipped = make(Gauge, series.OLDEST_UNSHIPPED, self.registry)
         self.unexplained = make(Counter, series.UNEXPLAINED_TOKENS, self.registry)

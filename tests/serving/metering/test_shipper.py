@@ -172,6 +172,13 @@ def test_the_series_it_shows_are_those_that_others_query() -> None:
         assert f"\n{wanted.name}" in shown
 
 
+def test_what_alerts_watch_for_an_increase_is_shown_at_0_before_the_first() -> None:
+    """Prometheus sees no increase in a series that begins at 1: the page for the first conflict would never go out."""
+    shown = generate_latest(Metrics().registry).decode()
+    assert f'{series.LEDGER_ROWS.name}{{result="conflict"}} 0.0' in shown
+    assert f'{series.UNEXPLAINED_TOKENS.name}{{kind="output"}} 0.0' in shown
+
+
 @pytest.mark.parametrize(
     ("env", "complaint"),
     [
