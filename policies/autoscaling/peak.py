@@ -53,6 +53,8 @@ class Peak:
     engines: int
     utilization_ratio: float
     ttft_p50_s: float
+    """Over all."""
+    ttft_limit_s: float
     shed_ratio: float
     buckets: tuple[BucketAtPeak, ...]
 
@@ -61,6 +63,7 @@ class Peak:
         """All at once: utilization, P50 over all and of each bucket that physics allows, and nobody shed."""
         return (
             self.utilization_ratio >= MIN_UTILIZATION_RATIO
+            and self.ttft_p50_s < self.ttft_limit_s
             and self.shed_ratio <= MAX_SHED_RATIO
             and all(item.holds is not Holds.NO for item in self.buckets)
         )
@@ -76,6 +79,7 @@ def at_peak(name: str, scaler: Scaler, load: Load, engine: EngineModel, bounds: 
         engines=max(outcome.engines),
         utilization_ratio=outcome.utilization_ratio,
         ttft_p50_s=outcome.ttft_p50_s,
+        ttft_limit_s=bounds.ttft_slo_s,
         shed_ratio=outcome.shed_ratio,
         buckets=_buckets(outcome, load, engine.profile, bounds.ttft_slo_s),
     )
