@@ -98,13 +98,14 @@ def _compare(row: LedgerRow, item: dict[str, Any] | None) -> PutResult:
     return PutResult.CONFLICT
 
 
-def write_rows(client: DynamoDBClient, table: str, closes: Sequence[UsageClose]) -> Counter[PutResult]:
-    """Put the row of every CLOSE; how many of each result.
+def write_rows(client: DynamoDBClient, table: str, closes: Sequence[UsageClose], *, is_again: bool = False) -> Counter[PutResult]:
+    """Put the row of every CLOSE; how many of each result. `is_again`: somebody has likely put them before.
 
     Raises:
         botocore.exceptions.BotoCoreError, ClientError: some row could not be put; calling again resumes.
     """
-    return put_rows(client, table, [row_of(close) for close in closes])
+    put = put_missing if is_again else put_rows
+    return put(client, table, [row_of(close) for close in closes])
 
 
 def put_rows(client: DynamoDBClient, table: str, rows: Sequence[LedgerRow]) -> Counter[PutResult]:
@@ -115,6 +116,17 @@ def put_rows(client: DynamoDBClient, table: str, rows: Sequence[LedgerRow]) -> C
     """
     with ThreadPoolExecutor(min(NUM_CONNECTIONS, len(rows)) or 1, "ledger") as pool:
         return Counter(pool.map(lambda row: put_row(client, table, row), rows))
+
+
+def put_missing(client: DynamoDBClient, table: str, rows: Sequence[LedgerRow]) -> Counter[PutResult]:
+    """As `put_rows`, for rows that are likely there: they are read first, a hundred at a time, and only the others are put.
+
+    Raises:
+        botocore.exceptions.BotoCoreError, ClientError: the table did not answer or take a row; calling again resumes.
+    """
+    present = _read_items(client, table, (row.key for row in rows))
+    results = Counter(_compare(row, present[row.key]) for row in rows if row.key in present)
+    return results + put_rows(client, table, [row for row in rows if row.key not in present])
 
 
 def rebuild_from_segments(client: DynamoDBClient, table: str, segments: Iterable[bytes]) -> Counter[PutResult]:
@@ -136,15 +148,19 @@ def missing_rows(client: DynamoDBClient, table: str, keys: Iterable[RowKey]) -> 
     Raises:
         botocore.exceptions.BotoCoreError, ClientError: the table did not answer.
     """
-    wanted = sorted(set(keys))
-    missing = set(wanted)
+    wanted = set(keys)
+    return wanted - _read_items(client, table, wanted).keys()
+
+
+def _read_items(client: DynamoDBClient, table: str, keys: Iterable[RowKey]) -> dict[RowKey, dict[str, Any]]:
+    wanted, found = sorted(set(keys)), dict[RowKey, dict[str, Any]]()
     for start in range(0, len(wanted), _MAX_BATCH_GET):
         request: Any = {table: {"Keys": [key.item() for key in wanted[start : start + _MAX_BATCH_GET]], "ConsistentRead": True}}
         while request:
             answer = client.batch_get_item(RequestItems=request)
-            missing -= {RowKey(item["pk"]["S"], item["sk"]["S"]) for item in answer["Responses"].get(table, [])}
+            found |= {RowKey(item["pk"]["S"], item["sk"]["S"]): item for item in answer["Responses"].get(table, [])}
             request = answer.get("UnprocessedKeys")
-    return missing
+    return found
 
 
 def read_rows(client: DynamoDBClient, table: str, tenants: Sequence[str] | None, from_ms: int, to_ms: int) -> Iterator[LedgerRow]:

@@ -256,7 +256,7 @@ class Shipper:
         if stored is Stored.CONFLICT:
             log.error("the archive holds another segment under this key; both are kept", segment=path.name, key=key)
             return stored
-        self._write_rows(segment)
+        self._write_rows(segment, is_again=stored is Stored.PRESENT)
         marker = Marker(
             key=key,
             sha256=hashlib.sha256(data).hexdigest(),
@@ -268,9 +268,9 @@ class Shipper:
         write_durably(path.with_suffix(SHIPPED), msgspec.json.encode(marker))
         return stored
 
-    def _write_rows(self, segment: Segment) -> None:
+    def _write_rows(self, segment: Segment, *, is_again: bool) -> None:
         try:
-            results = write_rows(self._to.dynamodb, self._to.ledger_table, segment.closes)
+            results = write_rows(self._to.dynamodb, self._to.ledger_table, segment.closes, is_again=is_again)
         except (BotoCoreError, ClientError):
             self._observer.rows("failed", 1)
             raise

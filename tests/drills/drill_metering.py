@@ -104,7 +104,11 @@ def run_storm(options: argparse.Namespace, folder: Path) -> list[Part]:
         part.show("segments", "num_segments", len(segments))
         part.show("puts of segments", "num_segment_puts", shipped["segments"].total() - shipped["segments"]["failed"])
         part.show("ledger rows", "num_ledger_rows", len(rows))
-        part.show("puts of rows", "num_row_puts", shipped["rows"]["written"] + shipped["rows"]["present"])
+        part.show(
+            "rows written, or found as they should be",
+            "num_rows_settled",
+            shipped["rows"]["written"] + shipped["rows"]["present"],
+        )
         part.show("rows in conflict", "num_row_conflicts", shipped["rows"]["conflict"], not shipped["rows"]["conflict"])
         part.show("puts throttled", "num_throttled", shipped["faults"]["throttled"])
         part.show("puts timed out after commit", "num_timed_out", shipped["faults"]["timed_out_after_commit"])

@@ -314,3 +314,27 @@ def test_missing_rows_asks_for_more_than_one_batch(records: Any, aws: Any) -> No
     for row in rows[:103]:
         put_row(aws.dynamodb, aws.table, row)
     assert missing_rows(aws.dynamodb, aws.table, (row.key for row in rows)) == {row.key for row in rows[103:]}
+
+
+def test_a_segment_that_is_shipped_again_reads_its_rows_puts_what_is_missing_and_names_what_differs(
+    folder: Any, records: Any, aws: Any, shipper: Shipper, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a takeover whole volumes are shipped again: a put for each row would be a hundred times the requests."""
+    gone, changed, _ = write_segments(folder, records, 1)
+    shipper.ship()
+    aws.dynamodb.delete_item(TableName=aws.table, Key=gone.key.item())
+    aws.dynamodb.put_item(TableName=aws.table, Item=item_of(msgspec.structs.replace(changed, output_tokens=999)))
+    for path in list_segments(folder.path, SHIPPED):
+        path.unlink()
+    counts.ledger.clear()
+    put_item, num_puts = aws.dynamodb.put_item, []
+
+    def counted(**arguments: Any) -> Any:
+        num_puts.append(1)
+        return put_item(**arguments)
+
+    monkeypatch.setattr(aws.dynamodb, "put_item", counted)
+    assert shipper.ship() == 1
+    assert counts.ledger == {"written": 1, "present": 1, "conflict": 1}
+    assert len(num_puts) == 1
+    assert gone in ledger(aws)
