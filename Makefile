@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-scaling drill-fairness bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
+.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-scaling drill-fairness bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ drill-image: setup .venv/.flotilla-dev   ## build the image twice, look into it 
 
 guardrails-peers: .venv/.flotilla-dev .peers/guardrails/.installed   ## what parliament, cloudsplaining and kubernetes-validate say of prod's graph
 	@$(BIN)/python -m tests.drills.guardrails_peers
+
+check-promql: .venv/.flotilla-dev   ## what a real Prometheus makes of alerts and scaling queries; builds promtool once, with Go 1.26
+	@$(BIN)/python -m tests.promql.check
 
 drill-guardrails: .venv/.flotilla-dev   ## make 200 mistakes in the graphs of prod, and see which the rules notice
 	@$(BIN)/python -m tests.drills.drill_guardrails $(ARGS)
