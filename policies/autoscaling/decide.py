@@ -39,7 +39,7 @@ class Sample:
     running: float
     """Requests in their batches."""
     waiting: float
-    """Requests that they hold beyond: the queue."""
+    """Requests that they hold beyond, and those that wait for one of them in gateways: the queue."""
     kv_ratio: float | None = None
     """Mean share of their KV memory in use."""
     tokens_per_s: float | None = None

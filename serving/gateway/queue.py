@@ -58,9 +58,16 @@ class ClassQueue:
         """Requests past the queue and not over."""
         self.others: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """How many other gateways there are, and how many requests of theirs are out."""
+        self.waiting_elsewhere: Callable[[], int] = lambda: 0
+        """Requests that wait at other gateways."""
         self._model, self._settings, self._pool, self._metrics = model, settings, pool, metrics
         self._waiting = metrics.queue_waiting.labels(self.name)
         self._turns: dict[Ticket, Turn] = {}
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for an engine of the class, at all gateways as far as they have told."""
+        return self.fair.num_waiting + self.waiting_elsewhere()
 
     @property
     def slots(self) -> int:

@@ -41,6 +41,7 @@ class Said(msgspec.Struct, array_like=True):
     name: str
     out: int
     charges: list[tuple[Band, str, float]]
+    waiting: int = 0
 
 
 class Word(msgspec.Struct, array_like=True):
@@ -60,10 +61,11 @@ class QueueShare:
         )
         self._seen = ""
         self._unsent: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in queues}
-        self._others: dict[str, tuple[float, dict[str, int]]] = {}
+        self._others: dict[str, tuple[float, dict[str, Said]]] = {}
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Word)
         for queue in queues.values():
             queue.others = lambda name=queue.name: self._of_others(name)  # type: ignore[misc]
+            queue.waiting_elsewhere = lambda name=queue.name: sum(said.waiting for said in self._said(name))  # type: ignore[misc]
 
     async def run(self) -> None:
         """Tell and listen until cancelled."""
@@ -87,10 +89,7 @@ class QueueShare:
             self._unsent[name].update(queue.fair.take_charges())
         word = Word(
             self._gateway,
-            [
-                Said(name, queue.num_out, [(band, tenant, left) for (band, tenant), left in self._unsent[name].items()])  # type: ignore[misc]
-                for name, queue in self._queues.items()
-            ],
+            [Said(name, queue.num_out, self._charges(name), queue.fair.num_waiting) for name, queue in self._queues.items()],
         )
         pipe = self._redis.pipeline(transaction=False)
         pipe.xadd(STREAM, {"w": self._encoder.encode(word)}, maxlen=_MAX_ENTRIES)
@@ -113,13 +112,20 @@ class QueueShare:
     def _heard(self, word: Word) -> None:
         if word.gateway == self._gateway:
             return
-        self._others[word.gateway] = asyncio.get_running_loop().time(), {said.name: said.out for said in word.classes}
+        self._others[word.gateway] = asyncio.get_running_loop().time(), {said.name: said for said in word.classes}
         for said in word.classes:
             queue = self._queues.get(said.name)
             for band, tenant, tokens in said.charges if queue is not None else ():
                 queue.fair.merge(band, tenant, tokens)  # type: ignore[union-attr]
 
     def _of_others(self, name: str) -> tuple[int, int]:
+        said = self._said(name)
+        return len(said), sum(each.out for each in said)
+
+    def _said(self, name: str) -> list[Said]:
+        """What each other gateway last said of a class."""
         since_s = asyncio.get_running_loop().time() - SILENT_S
-        heard = [out.get(name, 0) for at_s, out in self._others.values() if at_s >= since_s]
-        return len(heard), sum(heard)
+        return [said.get(name, Said(name, 0, [])) for at_s, said in self._others.values() if at_s >= since_s]
+
+    def _charges(self, name: str) -> list[tuple[Band, str, float]]:
+        return [(band, tenant, left) for (band, tenant), left in self._unsent[name].items()]  # type: ignore[misc]

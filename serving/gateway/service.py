@@ -235,7 +235,14 @@ class Service:
         lease = Lease(settings.cache_url, self._gateway, every_s * LEASE_LOOKS, every_s * MEMORY_LOOKS)
         said = self.metrics
         self._leader = Leader(
-            settings.models, pools, lease, said.first_tokens, said.exported, every_s=every_s, floors=controls.floors
+            settings.models,
+            pools,
+            lease,
+            said.first_tokens,
+            said.exported,
+            every_s=every_s,
+            floors=controls.floors,
+            queued=lambda name: queues[name].num_waiting,
         )
         self._tasks.append(asyncio.create_task(self._leader.run()))
         for model in settings.models:

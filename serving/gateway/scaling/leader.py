@@ -34,6 +34,9 @@ MEMORY_LOOKS = 8
 Floors = Callable[[], Mapping[str, int]]
 """Floors by class that somebody has raised, such as a failover to this region; at once, from memory."""
 
+Queued = Callable[[str], int]
+"""Requests of a class that wait in gateways: engines hold what they take at once, and load beyond it shows nowhere else."""
+
 
 class _Class:
     """A class that is led."""
@@ -58,10 +61,11 @@ class Leader:
         *,
         every_s: float,
         floors: Floors,
+        queued: Queued,
     ) -> None:
         self._classes = [_Class(model, model.scaling, pools[model.model_class]) for model in models if model.scaling]
         self._lease, self._first_tokens, self._exported = lease, first_tokens, exported
-        self._every_s, self._floors = every_s, floors
+        self._every_s, self._floors, self._queued = every_s, floors, queued
         self._term = ""
 
     async def run(self) -> None:
@@ -134,7 +138,7 @@ class Leader:
             ready=numbers.ready,
             heard=numbers.heard,
             running=numbers.running,
-            waiting=numbers.waiting,
+            waiting=numbers.waiting + self._queued(each.name),
             kv_ratio=numbers.kv_ratio,
             tokens_per_s=numbers.tokens_per_s,
             ttft_p99_s=p99_s,

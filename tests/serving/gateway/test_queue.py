@@ -107,5 +107,9 @@ async def test_gateways_tell_each_other_what_they_charged_and_have_out(valkey: V
     await shares[0].exchange()
     assert [queue.fair.counter("standard", "acme") for queue in queues] == [200 - CREDIT_TOKENS] * 2
     assert queues[1].slots == max(SLOTS - 3, SLOTS // 2)
+    queues[0].fair.enter(Ticket("acme", "standard", 1, 100, 0, 1e9, 0.0), SLOTS, 0.0)
+    await shares[0].exchange()
+    await shares[1].exchange()
+    assert (queues[0].num_waiting, queues[1].num_waiting, queues[1].fair.num_waiting) == (1, 1, 0)
     for share in shares:
         await share.aclose()

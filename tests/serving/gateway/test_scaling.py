@@ -103,7 +103,9 @@ async def cache(valkey: ValkeyServer) -> AsyncIterator[Redis]:
 async def make_gate(fleet: Fleet, valkey: ValkeyServer, cache: Redis) -> AsyncIterator[MakeGate]:
     async with AsyncExitStack() as stack:
 
-        async def make(name: str, cache_url: str = "", ttl_s: float = 15, floors: dict[str, int] | None = None) -> Gate:
+        async def make(
+            name: str, cache_url: str = "", ttl_s: float = 15, floors: dict[str, int] | None = None, queued: int = 0
+        ) -> Gate:
             (served, *_) = make_settings().models
             model = served.model_copy(update={"scaling": Scaling(policy=POLICY, limits=LIMITS)})
             metrics = Metrics(["small"])
@@ -118,6 +120,7 @@ async def make_gate(fleet: Fleet, valkey: ValkeyServer, cache: Redis) -> AsyncIt
                 metrics.exported,
                 every_s=EVERY_S,
                 floors=lambda: floors or {},
+                queued=lambda _: queued,
             )
             stack.push_async_callback(leader.aclose)
             return Gate(leader, metrics)
@@ -137,6 +140,14 @@ async def test_one_gateway_speaks_and_the_next_goes_on_where_it_stopped(make_gat
     await first.leader.aclose()
     await second.leader.look()
     assert first.says() == {} and second.says()[BASE] == 3, "it is remembered: two are ready, and nothing is needed"
+
+
+async def test_what_waits_in_gateways_is_load_too(make_gate: MakeGate, fleet: Fleet) -> None:
+    """Engines are given no more than they take at once: by what they hold alone, a full fleet needs nobody."""
+    gate = await make_gate("gateway-0", queued=4)
+    fleet.hold(4)  # 8 held and 4 in the queue, of 4 each: 3
+    await gate.leader.look()
+    assert gate.says()[BASE] == 3
 
 
 async def test_a_leader_that_was_overtaken_writes_nothing_and_falls_silent(make_gate: MakeGate, cache: Redis) -> None:
