@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-scaling drill-fairness bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
+.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-scaling drill-fairness drill-overload bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ drill-scaling: .venv/.flotilla-dev kube-assets   ## one load for the simulated p
 
 drill-fairness: .venv/.flotilla-dev     ## one tenant floods, 199 others ask, before one gateway and four
 	@$(BIN)/python -m tests.drills.drill_fairness $(ARGS)
+
+drill-overload: .venv/.flotilla-dev     ## five times what engines can do, for five minutes: goodput, bands, Retry-After
+	@$(BIN)/python -m tests.drills.drill_overload $(ARGS)
 
 bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
 	@$(BIN)/python tests/bench/bench_fetch.py

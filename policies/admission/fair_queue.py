@@ -333,5 +333,5 @@ class FairQueue:
         prior_per_s = per_s * (max(lane.reserved, 0.05) if any(its.backlogged for its in higher) else 1.0)
         wait_s = ahead / max(lane.rate.per_s(prior_per_s), 1e-9)
         if own and account.rate.seconds >= PRIOR_S:  # others come and go before it: its own pace says how many
-            wait_s = max(wait_s, own / max(account.rate.per_s(0.0), 1e-9))
+            wait_s = max(wait_s, own * account.rate.seconds / max(account.rate.tokens, 1e-9))
         return wait_s

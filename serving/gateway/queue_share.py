@@ -9,6 +9,7 @@ when the cache is back; an append whose answer is lost may be told twice.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -55,7 +56,9 @@ class QueueShare:
     """Runs beside a gateway's requests."""
 
     def __init__(self, cache_url: str, gateway: str, queues: Mapping[str, ClassQueue]) -> None:
-        self._gateway, self._queues = gateway, queues
+        self._queues = queues
+        self._gateway = f"{gateway}.{os.urandom(4).hex()}"
+        """Of this process: one that starts anew is another, and takes no word of its last life for its own."""
         self._redis: Any = Redis.from_url(
             cache_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, protocol=2, retry=Retry(NoBackoff(), 0)
         )

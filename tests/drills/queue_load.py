@@ -94,6 +94,8 @@ async def play(gateways: Sequence[Process], keys: dict[str, str], plan: Sequence
         request = wire(keys[planned.tenant], **fields)
         await asyncio.sleep(max(0.0, began_s + planned.at_s - time.monotonic()))
         tasks.append(asyncio.create_task(one(planned, request, gateways[number % len(gateways)].address)))
+        if number % 2000 == 1999:
+            print(f"{number + 1} of {len(plan)} asked, {len(came)} answered", flush=True)
     await asyncio.gather(*tasks)
     return came
 
@@ -105,7 +107,7 @@ def percentile(values: Sequence[float], ratio: float) -> float:
 
 
 async def capacity_per_s(gateway: Process, key: str, num_engines: int, seed: int) -> float:
-    """Requests a second that all slots together serve, kept full by a closed loop for some seconds."""
+    """Requests a second that all slots together serve: a closed loop that always has as many waiting again."""
     rng, ended = random.Random(seed), list[float]()
     until_s = time.monotonic() + 6.0
 
@@ -116,6 +118,6 @@ async def capacity_per_s(gateway: Process, key: str, num_engines: int, seed: int
             assert reply.is_complete, reply.body
             ended.append(reply.ended_s)
 
-    await asyncio.gather(*(worker() for _ in range(num_engines * SLOTS)))
+    await asyncio.gather(*(worker() for _ in range(2 * num_engines * SLOTS)))
     counted = [at_s for at_s in ended if until_s - 4.0 <= at_s < until_s]
     return len(counted) / 4.0

@@ -95,7 +95,7 @@ async def test_gateways_tell_each_other_what_they_charged_and_have_out(valkey: V
     made: Gateway = await make_gateway()
     model, settings, pool = made.settings.models[0], made.settings.queue, made.pools["small"]
     queues = [ClassQueue(model, settings, pool, made.metrics) for _ in range(2)]
-    shares = [QueueShare(valkey.connection_url, f"g{n}", {"small": queue}) for n, queue in enumerate(queues)]
+    shares = [QueueShare(valkey.connection_url, "gateway-0", {"small": queue}) for queue in queues]
     for share in shares:
         await share.exchange()
     tickets = [Ticket("acme", "standard", 1, 100, 0, 1e9, 0.0) for _ in queues]
