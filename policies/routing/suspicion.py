@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 
 FIRST_EJECTION_S = 3.0
 """Doubles with every failure in a row."""
@@ -21,6 +22,10 @@ SILENT_S = 3.0
 _PREFILLS = 2.0
 STEP_TOKENS = 2048
 """Somebody else's prompt may hold ours up for a step of this many tokens (vLLM's default `max_num_batched_tokens`)."""
+EQUAL_TOKENS = 4096
+"""Attention costs a prompt of this length as much as all else does, at most. By floating-point operations that is `parameters /
+(layers x hidden size)`: 7,800 for SmolLM2-135M, 76,000 for a 7B, 107,000 for a 70B; half of the smallest, since attention uses a
+CPU worse than matrix products do."""
 _MIN_SAMPLE_TOKENS = 256
 """Shorter prompts tell of overheads, not of speed."""
 _RECOVERY = 1.02
@@ -39,24 +44,45 @@ def ejection_s(num_failures: int) -> float:
 
 
 class PrefillSpeed:
-    """The slowest prefill of late, in prompt tokens a second; unknown at first."""
+    """The slowest prefill of late, by two laws between which every engine's lies: a prompt of n tokens costs `n`, or `n + n²/4096`.
+
+    What was seen at one length says how long another takes only by a law. For prompts longer than those seen the second predicts
+    more, for shorter ones the first, and the larger prediction counts: a first prompt of 8,000 tokens after many short ones is
+    no stall, and neither is a short one after long ones.
+    """
 
     def __init__(self) -> None:
         self.tokens_per_s: float | None = None
+        """By the first law; unknown at first."""
+        self._work_per_s = math.inf
+        """By the second."""
 
-    def saw(self, tokens: int, seconds: float) -> None:
-        """So many prompt tokens, those queued before included, took this long to the first token."""
+    def saw(self, tokens: int, seconds: float, own_tokens: int | None = None) -> None:
+        """So many prompt tokens, those queued before included, took this long to the first token; `own_tokens` of them (all,
+        where it is not given) are one prompt's. What attention cost the prompts before it is not known, and taken for nothing:
+        the engine counts as slower for it."""
         if tokens >= _MIN_SAMPLE_TOKENS and seconds > 0:
-            speed = tokens / seconds
-            known = self.tokens_per_s
+            own = tokens if own_tokens is None else own_tokens
+            known, speed, work = self.tokens_per_s, tokens / seconds, (tokens + _attention(own)) / seconds
             self.tokens_per_s = speed if known is None else min(speed, known * _RECOVERY)
+            self._work_per_s = work if known is None else min(work, self._work_per_s * _RECOVERY)
 
-    def stalled_after_s(self, waiting_tokens: int) -> float:
-        """How long an engine may be silent with so many prompt tokens of ours before it: `max(3 s, 2 x predicted prefill)`; for
-        ever while its speed is not known. At 1,000 tokens/s and 952 waiting: 2 x (952 + 2,048) / 1,000 = 6 s."""
+    def stalled_after_s(self, waiting: Iterable[int]) -> float:
+        """How long an engine may be silent with prompts of ours of so many tokens before it: `max(3 s, 2 x predicted prefill)`;
+        for ever while its speed is not known. Where 1,000 tokens took 1 s and 952 wait: 2 x (952 + 2,048) / 1,000 = 6 s; where
+        8,192 wait: 2 x (8,192 + 8,192²/4,096 + 2,048) / (1,000 + 1,000²/4,096) = 42.8 s."""
         if self.tokens_per_s is None:
             return math.inf
-        return max(SILENT_S, _PREFILLS * (waiting_tokens + STEP_TOKENS) / self.tokens_per_s)
+        tokens, attention = STEP_TOKENS, 0.0
+        for prompt in waiting:
+            tokens += prompt
+            attention += _attention(prompt)
+        return max(SILENT_S, _PREFILLS * max(tokens / self.tokens_per_s, (tokens + attention) / self._work_per_s))
+
+
+def _attention(tokens: int) -> float:
+    """What a prompt's attention costs at most, in tokens of its matrix products."""
+    return tokens * tokens / EQUAL_TOKENS
 
 
 class RetryBudget:

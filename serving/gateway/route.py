@@ -16,7 +16,7 @@ from policies.routing.choice import Replica, choose, fade
 from policies.routing.hedging import FirstTokenTimes
 from policies.routing.prefix_index import MAX_ENTRIES, Chain, PrefixIndex
 from policies.routing.ring import Ring
-from policies.routing.suspicion import PrefillSpeed, Quarantine, RetryBudget, ejection_s
+from policies.routing.suspicion import SILENT_S, PrefillSpeed, Quarantine, RetryBudget, ejection_s
 from policies.routing.ttft import Predictor, features
 from serving.gateway import errors
 from serving.gateway.discovery import Endpoint
@@ -100,7 +100,7 @@ class Seat:
         """The engine has sent something for this request."""
         self.engine.heard_s = now_s
         if self in self.engine.waiting:
-            self._speed.saw(self._work_tokens, now_s - self._taken_s)
+            self._speed.saw(self._work_tokens, now_s - self._taken_s, self._uncached_tokens)
             if self._times is not None:
                 self._times.saw(self._work_tokens, now_s - self._taken_s)
             if self._predictor is not None:
@@ -254,8 +254,9 @@ class Pool:
         """Eject engines that have requests of ours and make no progress, and give them. Requests there that can leave, do."""
         stalled = []
         for engine in self.engines:
-            waiting_tokens = sum(seat.prompt_tokens for seat in engine.waiting)
-            if engine.replica.num_in_flight and now_s - engine.heard_s > self.speed.stalled_after_s(waiting_tokens):
+            if not engine.replica.num_in_flight or now_s - engine.heard_s <= SILENT_S:
+                continue
+            if now_s - engine.heard_s > self.speed.stalled_after_s(seat.prompt_tokens for seat in engine.waiting):
                 stalled.append(engine)
                 engine.eject(now_s)
                 engine.leave()
