@@ -63,7 +63,7 @@ class Replica:
     """When it came, or came back."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Choice:
     """Index into the replicas, or -1 with the reason why none was chosen."""
 
@@ -99,42 +99,48 @@ def choose(
     Ejection counts while it leaves at least half of the ready replicas; with more of them suspect, suspicion says nothing
     (Envoy's panic threshold), and all are candidates.
     """
-    loads, is_panic = _loads(replicas, failed, now_s)
-    num_candidates = len(loads) - loads.count(math.inf)
-    if not num_candidates:
-        return Choice(-1, "none_ready")
     in_flight = [replica.num_in_flight for replica in replicas]
-    if num_candidates < len(loads):
+    warm_since_s = now_s - SLOW_START_S
+    special = [
+        n
+        for n, replica in enumerate(replicas)
+        if replica.started_s > warm_since_s or replica.ejected_until_s > now_s or not replica.is_ready
+    ]
+    loads: Sequence[float] = in_flight
+    is_panic = False
+    if special or failed:
+        loads, is_panic = _loads(replicas, special, failed, now_s)
         in_flight = [num for num, load in zip(in_flight, loads, strict=True) if load < math.inf]
-    if min(in_flight) >= max_in_flight:
-        return Choice(-1, "all_full", is_panic=is_panic)
+    if not in_flight:
+        return Choice(-1, "none_ready")
     if max(in_flight) >= max_in_flight:
+        if min(in_flight) >= max_in_flight:
+            return Choice(-1, "all_full", is_panic=is_panic)
         loads = [
             math.inf if replica.num_in_flight >= max_in_flight else load for replica, load in zip(replicas, loads, strict=True)
         ]
-    bound = load_bound((sum(in_flight) + 1) / num_candidates)
-    if min(loads) < bound:  # else all start slowly, and nobody has a share yet
-        loads = [load if load < bound else math.inf for load in loads]
+    bound = load_bound((sum(in_flight) + 1) / len(in_flight))
+    if min(loads) >= bound:  # all start slowly, and nobody has a share yet
+        bound = math.inf
 
     matches = index.match(chain)
-    held = [0] * len(replicas)
+    added = [prompt_tokens + BLOCK_TOKENS] * len(replicas)  # a block more, or one prompt found whole would weigh nothing
     for length, holders in matches:
-        tokens = min(length * BLOCK_TOKENS, prompt_tokens - 1)
+        uncached = max(prompt_tokens - length * BLOCK_TOKENS, 1)
         for n in _places(holders):
-            held[n] = tokens
-    base = prompt_tokens + BLOCK_TOKENS
+            added[n] = uncached + BLOCK_TOKENS
     work = [
-        (replica.queued_tokens + replica.foreign_tokens + base - cached) * (load + BATCH)
-        for replica, cached, load in zip(replicas, held, loads, strict=True)
+        (replica.queued_tokens + replica.foreign_tokens + tokens) * (load + BATCH) if load < bound else math.inf
+        for replica, tokens, load in zip(replicas, added, loads, strict=True)
     ]
     least = min(work)
 
     chosen = _nearest(work, matches, chain, ring)
     reason: Literal["prefix", "ring", "least_work"] = "prefix" if matches else "ring"
     if chosen < 0 or work[chosen] > MUCH_SOONER * least:
-        tied = [n for n, much in enumerate(work) if much <= NEAR_TIE * least]
-        chosen, reason = random.choice(tied), "least_work"
-    return Choice(chosen, reason, prompt_tokens - held[chosen], is_panic)
+        limit = NEAR_TIE * least
+        chosen, reason = random.choice([n for n, much in enumerate(work) if much <= limit]), "least_work"
+    return Choice(chosen, reason, added[chosen] - BLOCK_TOKENS, is_panic)
 
 
 def load_bound(mean: float) -> float:
@@ -152,16 +158,10 @@ def fade(replicas: Iterable[Replica], elapsed_s: float) -> None:
         replica.foreign_tokens *= left
 
 
-def _loads(replicas: Sequence[Replica], failed: Sequence[int], now_s: float) -> tuple[list[float], bool]:
-    """Requests at each replica, endless for those that may not be asked, and whether the ejected may be for panic. Mostly nobody
-    is special, and that costs one pass over the fleet."""
-    warm_since_s = now_s - SLOW_START_S
+def _loads(replicas: Sequence[Replica], special: Sequence[int], failed: Sequence[int], now_s: float) -> tuple[list[float], bool]:
+    """Requests at each replica, endless for those that may not be asked, and whether the ejected may be for panic. `special` are
+    those that are not ready, ejected, or start slowly."""
     loads: list[float] = [replica.num_in_flight for replica in replicas]
-    special = [
-        n
-        for n, replica in enumerate(replicas)
-        if not replica.is_ready or replica.ejected_until_s > now_s or replica.started_s > warm_since_s
-    ]
     able = [n for n in special if replicas[n].is_ready and n not in failed]
     ejected = [n for n in able if replicas[n].ejected_until_s > now_s]
     num_able = len(replicas) - len({*failed, *(n for n in special if not replicas[n].is_ready)})
@@ -194,7 +194,12 @@ def _nearest(work: Sequence[float], matches: Sequence[tuple[int, int]], chain: C
 @lru_cache(maxsize=4096)
 def _places(mask: int) -> tuple[int, ...]:
     """The replicas of a set, by place. The holders of common prompts are the same again and again."""
-    return tuple(n for n in range(mask.bit_length()) if mask >> n & 1)
+    places = []
+    while mask:
+        lowest = mask & -mask
+        places.append(lowest.bit_length() - 1)
+        mask ^= lowest
+    return tuple(places)
 
 
 def _slow_load(replica: Replica, now_s: float) -> float:

@@ -106,31 +106,31 @@ class PrefixIndex:
         halved and not walked.
         """
         found: list[tuple[int, int]] = []
-        if chain:
-            first = self._holders.get(chain[0], 0)
-            if first:
-                last = self._holders.get(chain[-1], 0) & first
-                self._collect(chain, 0, first, len(chain) - 1, last, found)
-                if last:
-                    found.append((len(chain), last))
-        found.reverse()
+        holders = self._holders.get
+        at_low = holders(chain[0], 0) if chain else 0
+        if not at_low:
+            return found
+        at_high = holders(chain[-1], 0) & at_low
+        if at_high:
+            found.append((len(chain), at_high))
+        parts = [(0, at_low, len(chain) - 1, at_high)]
+        while parts:
+            low, at_low, high, at_high = parts.pop()
+            # Whoever holds block `low` and not block `high` ends between them. The later half is looked at first.
+            while at_low != at_high:
+                if high - low == 1:
+                    found.append((high, at_low & ~at_high))
+                    break
+                middle = (low + high) // 2
+                at_middle = (holders(chain[middle], 0) | at_high) & at_low
+                if at_middle != at_low:
+                    parts.append((low, at_low, middle, at_middle))
+                low, at_low = middle, at_middle
         return found
 
     def __len__(self) -> int:
         """Entries: pairs of a block and a replica."""
         return sum(len(blocks) for blocks in self._blocks.values())
-
-    def _collect(self, chain: Chain, low: int, at_low: int, high: int, at_high: int, found: list[tuple[int, int]]) -> None:
-        """Append those whose part ends after block `low` and before block `high`, shortest first."""
-        if at_low == at_high:
-            return
-        if high - low <= 1:
-            found.append((low + 1, at_low & ~at_high))
-            return
-        middle = (low + high) // 2
-        at_middle = (self._holders.get(chain[middle], 0) | at_high) & at_low
-        self._collect(chain, low, at_low, middle, at_middle, found)
-        self._collect(chain, middle, at_middle, high, at_high, found)
 
     def _leave(self, block: int, replica: int) -> None:
         left = self._holders[block] & ~replica

@@ -44,7 +44,7 @@ def ejection_s(num_failures: int) -> float:
 
 
 class PrefillSpeed:
-    """The slowest prefill of late, by two laws between which every engine's lies: a prompt of n tokens costs `n`, or `n + n²/4096`.
+    """The slowest prefill of late, by two laws between which every engine's lies: n tokens cost `n`, or `n + n²/4096`.
 
     What was seen at one length says how long another takes only by a law. For prompts longer than those seen the second predicts
     more, for shorter ones the first, and the larger prediction counts: a first prompt of 8,000 tokens after many short ones is

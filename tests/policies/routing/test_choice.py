@@ -5,13 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from itertools import takewhile
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.routing.choice import FOREIGN_FADE_S, SLOW_START_S, Choice, Replica, choose, fade, load_bound
+from policies.routing.choice import (
+    BATCH,
+    FOREIGN_FADE_S,
+    MUCH_SOONER,
+    NEAR_TIE,
+    SLOW_START_S,
+    Choice,
+    Replica,
+    choose,
+    fade,
+    load_bound,
+)
 from policies.routing.prefix_index import BLOCK_TOKENS, Chain, PrefixIndex, chain_of
 from policies.routing.ring import Ring
 
@@ -171,6 +183,64 @@ def test_whoever_is_chosen_is_ready_has_room_and_has_not_failed_this(
     if choice.is_placed:
         assert choice.index in allowed
         assert 1 <= choice.uncached_tokens <= len(asked) * BLOCK_TOKENS + 1
+
+
+def num_shared(letters: str, asked: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(letters, asked, strict=False)))
+
+
+def walked(gateway: Gateway, held: list[tuple[int, str]], asked: str, failed: set[int]) -> tuple[set[int], str]:
+    """Whom the rules allow and by which, the slow way: replica by replica, prompt by prompt, as `choice` says them."""
+    replicas = gateway.replicas
+    able = [n for n, one in enumerate(replicas) if one.is_ready and n not in failed]
+    trusted = [n for n in able if replicas[n].ejected_until_s <= NOW_S]
+    loads = {}
+    for n in able if 2 * len(trusted) < len(able) else trusted:
+        warm = max(min((NOW_S - replicas[n].started_s) / SLOW_START_S, 1), 0.1)
+        loads[n] = replicas[n].num_in_flight / warm
+    bound = load_bound((sum(replicas[n].num_in_flight for n in loads) + 1) / max(len(loads), 1))
+    if any(load < bound for load in loads.values()):
+        loads = {n: load for n, load in loads.items() if load < bound}
+    shared = dict.fromkeys(loads, 0)
+    for n, letters in held:
+        if n in shared:
+            shared[n] = max(shared[n], num_shared(letters, asked))
+    tokens = len(asked) * BLOCK_TOKENS + 1
+    work = {n: (replicas[n].queued_tokens + tokens - shared[n] * BLOCK_TOKENS + BLOCK_TOKENS) * (loads[n] + BATCH) for n in loads}
+    least = min(work.values())
+    nearest: set[int] = set()
+    if asked:
+        most = max(shared.values())
+        holding = [n for n in shared if shared[n] == most]
+        longest = max((num_shared(letters, asked) for n, letters in held if n < len(replicas)), default=0)
+        if len(holding) == 1 and most:
+            nearest = set(holding)
+        elif longest < len(asked):
+            nearest = {gateway.ring.first(chain(asked)[longest], holding)}
+        elif most:  # each holds the prompt whole
+            nearest = {n for n in holding if work[n] == min(work[n] for n in holding)}
+    if nearest and min(work[n] for n in nearest) <= MUCH_SOONER * least:
+        return nearest, "prefix" if any(letters[:1] == asked[:1] for n, letters in held if n < len(replicas)) else "ring"
+    return {n for n in work if work[n] <= NEAR_TIE * least}, "least_work"
+
+
+@settings(deadline=None)
+@given(
+    replicas=st.lists(REPLICAS, min_size=1, max_size=8), held=HELD, asked=PROMPTS, failed=st.sets(st.integers(0, 7), max_size=2)
+)
+def test_the_choice_is_what_its_rules_say_when_they_are_walked_through(
+    replicas: list[Replica], held: list[tuple[int, str]], asked: str, failed: set[int]
+) -> None:
+    gateway = Gateway(replicas)
+    held = [(n, letters) for n, letters in held if n < len(replicas) and letters]
+    failed = {n for n in failed if n < len(replicas)}
+    for replica, letters in held:
+        gateway.index.add(1 << replica, chain(letters))
+    choice = gateway.choose(asked, failed=tuple(failed))
+    if choice.is_placed:
+        allowed, reason = walked(gateway, held, asked, failed)
+        assert choice.index in allowed
+        assert choice.reason == reason
 
 
 @settings(deadline=None)

@@ -29,7 +29,9 @@ STALLS: list[tuple[str, list[tuple[int, float]], int | list[int], float]] = [
 
 
 @pytest.mark.parametrize(("seen", "waiting", "limit_s"), [row[1:] for row in STALLS], ids=[row[0] for row in STALLS])
-def test_silence_is_tolerated_for_twice_a_prefill(seen: list[tuple[int, float]], waiting: int | list[int], limit_s: float) -> None:
+def test_silence_is_tolerated_for_twice_a_prefill(
+    seen: list[tuple[int, float]], waiting: int | list[int], limit_s: float
+) -> None:
     speed = PrefillSpeed()
     for tokens, seconds in seen:
         speed.saw(tokens, seconds)
