@@ -96,8 +96,8 @@ bench-gateway: .venv/.flotilla-dev .peers/rust/.installed .peers/litellm/.instal
 bench-engine: setup .venv/.flotilla-dev   ## prefixes, batches and tokens on the real vLLM; ARGS=--write puts it into docs/benchmarks.md
 	@$(BIN)/python tests/bench/bench_engine.py $(ARGS)
 
-bench-routing: .venv/.flotilla-dev   ## how much of prompts is found in caches, by who places requests; needs FLOTILLA_TRACES; ARGS=--write puts it into docs/benchmarks.md
-	@$(BIN)/python tests/bench/bench_routing.py $(ARGS)
+bench-routing: .venv/.flotilla-dev .peers/rust/.installed   ## how much of prompts is found in caches, by who places requests; needs FLOTILLA_TRACES; ARGS=--write puts it into docs/benchmarks.md
+	@$(BIN)/python tests/bench/bench_routing.py --peers .peers/rust/bin $(ARGS)
 
 bench-ttft: .venv/.flotilla-dev         ## how well the time to the first token is predicted, on twins in virtual time
 	@$(BIN)/python tests/bench/bench_ttft.py $(ARGS)

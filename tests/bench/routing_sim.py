@@ -146,6 +146,12 @@ class Gateway:
             least = min(replica.num_in_flight for replica in self.replicas)
             idle = [n for n, replica in enumerate(self.replicas) if replica.num_in_flight == least]
             return self.random.choice(idle), prompt_tokens
+        number, uncached = self.choose(prompt_tokens, chain, now_s, outcome)
+        self.index.add(1 << number, chain)
+        return number, uncached
+
+    def choose(self, prompt_tokens: int, chain: Chain, now_s: float, outcome: Outcome) -> tuple[int, int]:
+        """As `place` by this gateway's policy; nothing is remembered but how long it took."""
         began_s = thread_time()
         choice = choose(
             self.replicas,
@@ -160,7 +166,6 @@ class Gateway:
         )
         outcome.decision_s.append(thread_time() - began_s)
         outcome.reasons[choice.reason] += 1
-        self.index.add(1 << choice.index, chain)
         return choice.index, choice.uncached_tokens
 
     def hear(self, replica: int, events: Sequence[Event], keys: Callable[[int], tuple[int, ...]]) -> None:
