@@ -46,7 +46,7 @@ def test_commands_and_their_options_exist(document: str) -> None:
 
 
 def test_a_misspelt_command_or_option_is_found() -> None:
-    assert unknown_in("`flotilla prevew`, `flotilla keys rotate x`") == ["prevew", "keys rotate"]
+    assert unknown_in("`flotilla prevew`, `flotilla keys rename x`") == ["prevew", "keys rename"]
     assert unknown_in("$ flotilla preview --all --aginst main   # --not-this") == ["preview --aginst"]
 
 
