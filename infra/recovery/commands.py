@@ -137,7 +137,9 @@ def _local_key(env: str) -> str:
 def _print_step(console: Console, step: StepRecord) -> None:
     line = Text(f"{step.state.upper():10} ", style=STYLES.get(step.state, "dim"))
     line.append(f"{step.name:16}", style="bold")
-    if step.state is not State.RUNNING:
+    if step.state is State.RUNNING:
+        line.append(f" {step.seen}", style="dim")
+    else:
         line.append(f" {step.took_s:5.1f} s ", style="dim")
         line.append(step.seen or step.reason, style="default")
     console.print(line)

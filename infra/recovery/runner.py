@@ -8,6 +8,7 @@ again. A step whose precondition does not hold stops the run before it has done 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from infra.errors import UserError
 from infra.recovery.record import TAKEN, RunLog, State, StepRecord
@@ -45,7 +46,7 @@ def take_steps(run: Run, steps: Sequence[Step], log: RunLog, sleep: Callable[[fl
             else:
                 for item in items:
                     run.seat.put(item)
-                record.seen = _wait(run, step, log, sleep) or ""
+                record.seen = _wait(run, step, log, sleep, on_step) or ""
                 record.state = State.DONE if record.seen else State.UNVERIFIED
         except UserError as error:
             record.state, record.reason = State.FAILED, error.message
@@ -84,14 +85,16 @@ def describe(item: Item) -> str:
     return f"{' '.join(item.key)}: {', '.join(f'{name}={value}' for name, value in told.items())}"
 
 
-def _wait(run: Run, step: Step, log: RunLog, sleep: Callable[[float], None]) -> str | None:
+def _wait(run: Run, step: Step, log: RunLog, sleep: Callable[[float], None], on_step: OnStep) -> str | None:
     """What the verification saw; None where it saw nothing in time and the step can do without.
+
+    `on_step` is told why it waits, whenever that changes: a minute of silence at 3 a.m. looks like a hang.
 
     Raises:
         UserError: it saw nothing in time, and the step cannot.
     """
     deadline_s = run.clock() + step.timeout_s
-    trouble = "nothing of it was seen"
+    trouble, told = "nothing of it was seen", ""
     while True:
         try:
             seen = step.verify(run)
@@ -103,5 +106,9 @@ def _wait(run: Run, step: Step, log: RunLog, sleep: Callable[[float], None]) -> 
             if step.is_essential:
                 raise UserError(f"not seen within {step.timeout_s:.0f} s: {trouble}", step.if_it_fails)
             return None
+        if trouble != told:
+            why = f"waits up to {step.timeout_s:.0f} s: {trouble}; expected: {step.expect}"
+            on_step(replace(log.record.step(step.name), seen=why))
+            told = trouble
         log.renew()
         sleep(POLL_S)

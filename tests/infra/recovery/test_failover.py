@@ -321,6 +321,22 @@ def test_a_region_that_still_serves_is_waited_for(world: World) -> None:
     assert record.step("drain").seen == f"{EAST} has no request in flight"
 
 
+def test_why_a_step_waits_is_told_while_it_waits_and_once_for_each_reason(world: World) -> None:
+    """A minute without a word looks like a hang, and whoever interrupts it loses a minute more."""
+    lose(world)
+    told: list[str] = []
+
+    def keep(step: StepRecord) -> None:
+        if step.name == "verify" and step.state is State.RUNNING and step.seen:
+            told.append(step.seen)
+
+    with pytest.raises(StepFailed):
+        world.recovery(options=Options(api_key="wrong"), on_step=keep).failover(EAST, "power is out")
+    assert told == ["waits up to 60 s: small answers 401 (invalid_api_key); expected: An answer to each."]
+    record = world.recovery().status(EAST)
+    assert record is not None and not record.step("verify").seen, "nothing of it was seen, so the record says nothing"
+
+
 def test_what_a_run_replaces_is_kept(world: World) -> None:
     lose(world)
     first = world.recovery().failover(EAST, "power is out")
