@@ -6,7 +6,7 @@ decide it, as it knows neither a panic nor a cold start ahead. So each fleet's S
 | trigger | leader speaks | leader is silent, Prometheus answers | Prometheus is silent |
 |---|---|---|---|
 | `desired` | the size, obeyed to the engine | no answer: KEDA keeps the size | no answer: KEDA keeps the size |
-| `work-unless-desired` | 0 | requests that engines hold, over a target for each | no answer: KEDA keeps the size |
+| `work-unless-desired` | 0 | requests at engines and in gateways' queues, over a target for each | no answer: KEDA keeps the size |
 
 The larger wins, and while a trigger has no answer nothing shrinks: without a leader fleets grow by their queues and never shrink.
 
@@ -98,5 +98,7 @@ def _triggers(model_class: ModelClass, kind: FleetKind, work: str, policy: Scali
 
 
 def _work(model_class: ModelClass) -> str:
+    """PromQL. Gateways let engines have no more than they take at once, so what waits is mostly in gateways."""
     chosen = f'model_name="{model_class}",fleet=~"{"|".join(INTERACTIVE)}"'
-    return f"sum({series.VLLM_RUNNING}{{{chosen}}}) + sum({series.VLLM_WAITING}{{{chosen}}})"
+    queued = f'sum({series.QUEUE_WAITING.name}{{model="{model_class}"}}) or vector(0)'
+    return f"sum({series.VLLM_RUNNING}{{{chosen}}}) + sum({series.VLLM_WAITING}{{{chosen}}}) + ({queued})"
