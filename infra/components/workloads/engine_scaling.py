@@ -6,7 +6,7 @@ decide it, as it knows neither a panic nor a cold start ahead. So each fleet's S
 | trigger | leader speaks | leader is silent, Prometheus answers | Prometheus is silent |
 |---|---|---|---|
 | `desired` | the size, obeyed to the engine | no answer: KEDA keeps the size | no answer: KEDA keeps the size |
-| `work-unless-desired` | 0 | requests at engines and in gateways' queues, over a target for each | no answer: KEDA keeps the size |
+| `work-unless-desired` | 0 | requests at engines and in queues, over a target for each | no answer: KEDA keeps the size |
 
 The larger wins, and while a trigger has no answer nothing shrinks: without a leader fleets grow by their queues and never shrink.
 
