@@ -15,6 +15,7 @@ from infra import timers, versions
 from infra.components.cache.redis_cache import PORT as CACHE_PORT
 from infra.components.cache.redis_cache import RedisCache, RedisCacheArgs
 from infra.components.controllers.cluster_controllers import ClusterControllers, ClusterControllersArgs
+from infra.components.drills.zone_loss import DRILL, ZoneLoss, ZoneLossArgs
 from infra.components.gpu.gpu_support import GpuSupport
 from infra.components.gpu.node_pools import ElasticNodePools, ElasticNodePoolsArgs
 from infra.components.observability.monitoring import Monitoring
@@ -45,6 +46,8 @@ def build(program: Program[ServingConfig]) -> None:
     region = _Region(program)
     cache = region.create_cache()
     load_balancer = region.create_load_balancer()
+    if program.config.drills:
+        region.create_drill(load_balancer)
     controllers = region.create_controllers()
     region.create_nodes([controllers])
     monitoring = region.create_monitoring()
@@ -117,6 +120,23 @@ class _Region:
                     lambda outputs: outputs.private_subnet_ids if is_internal else outputs.public_subnet_ids
                 ),
                 pods_security_group_id=self._cluster.apply(lambda outputs: outputs.cluster_security_group_id),
+            ),
+            self._stack,
+            self._in_aws,
+        )
+
+    def create_drill(self, load_balancer: GatewayLoadBalancer) -> None:
+        ZoneLoss(
+            DRILL,
+            ZoneLossArgs(
+                drill_name=self._name(DRILL),
+                account_id=self._program.environment.account_id,
+                region=self._stack.region,
+                zone=self._program.region.availability_zones[0],
+                vpc_id=self._cluster.apply(lambda outputs: outputs.vpc_id),
+                load_balancer=load_balancer.load_balancer.arn_suffix,
+                target_group=load_balancer.target_group.arn_suffix,
+                permissions_boundary_arn=self._foundation.apply(lambda outputs: outputs.permissions_boundary_arn),
             ),
             self._stack,
             self._in_aws,

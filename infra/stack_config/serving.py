@@ -189,3 +189,5 @@ class ServingConfig(Frozen):
     pools: PoolsConfig = PoolsConfig()
     cache: CacheConfig = CacheConfig()
     load_balancer: LoadBalancerConfig = LoadBalancerConfig()
+    drills: bool = False
+    """Keep the FIS template of the drill `az-loss` in AWS: who may start experiments can then cut off a zone of this region."""

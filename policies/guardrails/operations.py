@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from policies.guardrails.estate import KUBERNETES_TYPES, PROVIDER_TYPES, Estate
 from policies.guardrails.rule import Rulebook
-from policies.resources import Declared, at, texts
+from policies.resources import Declared, at, listed, texts
 
 TAGS = ("project", "environment", "stack", "component")
 IRREPLACEABLE = (
@@ -24,6 +24,8 @@ IRREPLACEABLE = (
 )
 """What holds data, or takes everything in it along."""
 AWS_PROVIDER = f"{PROVIDER_TYPES}aws"
+LONGEST_EXPERIMENT_MIN = 30
+_MINUTES = re.compile(r"PT(\d+)M")
 _REGION = re.compile(
     r"\b(?:us|eu|ap|ca|sa|me|af|il|mx)-(?:gov-)?(?:north|south|east|west|central|northeast|southeast|northwest|southwest)-\d\b"
 )
@@ -127,3 +129,22 @@ def health_checks_quick(check: Declared, _estate: Estate) -> Iterator[str]:
     interval_s, failures = check.at("requestInterval"), check.at("failureThreshold")
     if interval_s != 10 or not isinstance(failures, int) or failures > 3:
         yield f"asks each {interval_s} s and waits for {failures} failures"
+
+
+@book.rule(
+    "experiments-stop",
+    "aws:fis/experimentTemplate:ExperimentTemplate",
+    remedy="give it an alarm as stop condition, a log, and actions of at most PT30M",
+)
+def experiments_stop(template: Declared, _estate: Estate) -> Iterator[str]:
+    """An experiment that breaks things ends by an alarm, after half an hour at the latest, and leaves a log."""
+    conditions = listed(template.at("stopConditions"))
+    if not any(at(condition, "source") == "aws:cloudwatch:alarm" and at(condition, "value") for condition in conditions):
+        yield "stops at no alarm"
+    if not template.at("logConfiguration"):
+        yield "leaves no log"
+    for action in listed(template.at("actions")):
+        durations = [at(given, "value") for given in listed(at(action, "parameters")) if at(given, "key") == "duration"]
+        minutes = _MINUTES.fullmatch(str(durations[0])) if durations else None
+        if minutes is None or int(minutes[1]) > LONGEST_EXPERIMENT_MIN:
+            yield f"does {at(action, 'actionId')} for {durations[0] if durations else 'as long as it likes'}"

@@ -1,0 +1,1 @@
+"""Faults that AWS itself makes for a drill."""
