@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from policies.autoscaling.policy import Limits, ScalingPolicy
+from policies.routing import model_choice
 
 RELEASE_FOLDER = "{release}"
 """Stands in an engine's arguments for the folder of its release, which nobody knows before it is fetched."""
@@ -20,7 +21,9 @@ RELEASE_FOLDER = "{release}"
 HTTP, KV_EVENTS, KV_REPLAY = "http", "kv-events", "kv-replay"
 """Names of the ports of an engine's Service; it has the last two where engines publish what their caches hold."""
 
-ModelClass = Literal["small", "medium", "large"]
+ModelClass = model_choice.ModelClass
+AUTO_MODEL = "auto"
+"""The name that leaves the class to the gateway (`policies.routing.model_choice`)."""
 EngineKind = Literal["vllm", "twin"]
 """`twin` is a vLLM double without a model (`serving/twin`)."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -79,7 +82,7 @@ class ServedModel(_Frozen):
     model_class: ModelClass
     """The name clients ask for; also the registry's alias."""
     aliases: tuple[str, ...] = ()
-    """Further names clients may use, such as the model's own."""
+    """Further names clients may use, such as the model's own; never `auto`, which is the choice among classes."""
     context_window_tokens: Annotated[int, Field(ge=256, le=1_048_576)]
     engine_service: str
     """Headless Service of the class's engines, `name.namespace`."""
@@ -90,6 +93,13 @@ class ServedModel(_Frozen):
     """Oldest first; the one in force when a request is opened rates it."""
     scaling: Scaling | None = None
     """None: nobody sizes it."""
+
+    @field_validator("aliases")
+    @classmethod
+    def _is_not_auto(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        if AUTO_MODEL in aliases:
+            raise ValueError(f"`{AUTO_MODEL}` is the choice among all classes and names none of them; take another")
+        return aliases
 
 
 class Timeouts(_Frozen):

@@ -20,6 +20,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.admission.fair_queue import Band
+from policies.routing.model_choice import SIZES, ModelClass
 from serving.gateway import errors, keys
 from serving.gateway.errors import ApiError
 from serving.gateway.tenants import (
@@ -68,6 +69,8 @@ class TenantChange(BaseModel):
     budget_day_micro_usd: Annotated[int, Field(ge=1, le=MAX_BUDGET_MICRO_USD)] | None = None
     budget_month_micro_usd: Annotated[int, Field(ge=1, le=MAX_BUDGET_MICRO_USD)] | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
+    auto_floor: ModelClass | None = None
+    auto_ceiling: ModelClass | None = None
 
 
 class NewTenant(TenantChange):
@@ -143,6 +146,7 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
     @router.post("/tenants", status_code=201)
     def create_tenant(new: NewTenant, admin: AdminParts = allowed, by: str = actor) -> dict[str, Any]:
         _check_models(settings, new.models)
+        _check_auto(new.auto_floor, new.auto_ceiling)
         tenant = _ask(lambda: admin.tenants.create_tenant(msgspec.convert(new.model_dump(), Tenant), by=by))
         log.info("tenant_created", tenant=tenant.id)
         return _tenant(tenant)
@@ -157,6 +161,7 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
         fields = change.model_dump(exclude_unset=True)
         old = _ask(lambda: admin.tenants.get_tenant(tenant_id))
         changed = msgspec.convert({**msgspec.structs.asdict(old), **fields}, Tenant)
+        _check_auto(changed.auto_floor, changed.auto_ceiling)
         tenant = _ask(lambda: admin.tenants.replace_tenant(changed, by=by))
         log.info("tenant_changed", tenant=tenant_id, **fields)
         return _tenant(tenant)
@@ -253,6 +258,12 @@ def _check_models(settings: GatewaySettings, models: list[str] | None) -> None:
     if unknown:
         message = f"`{unknown[0]}` is not a model class of this region; there are {', '.join(served)}."
         raise ApiError(errors.INVALID_VALUE, message, param="models")
+
+
+def _check_auto(floor: ModelClass | None, ceiling: ModelClass | None) -> None:
+    if floor is not None and ceiling is not None and SIZES.index(floor) > SIZES.index(ceiling):
+        message = f"`auto_floor` is `{floor}`, which is larger than `auto_ceiling`, `{ceiling}`."
+        raise ApiError(errors.INVALID_VALUE, message, param="auto_floor")
 
 
 def _tenant(tenant: Tenant) -> dict[str, Any]:

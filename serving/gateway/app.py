@@ -6,7 +6,7 @@ answers are the same over either transport; a test compares them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,9 +15,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from policies.failover.controls import Verdict
+from policies.routing.model_choice import NEEDS
 from serving.gateway import errors, http_errors, idempotency
 from serving.gateway.asgi import AsgiExchange
 from serving.gateway.auth import Authenticator
+from serving.gateway.auto_model import MODEL_HEADER, NEEDS_HEADER, REASON_HEADER
 from serving.gateway.controls import Controls
 from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.models import Models
@@ -27,7 +29,7 @@ from serving.gateway.responses import CountRequest, ResponsesRequest
 from serving.gateway.tenants import Tenant
 from serving.gateway.usage_routes import UsageOf, usage_router
 from serving.gateway.validate import ChatRequest, CompletionRequest
-from serving.settings import ServedModel
+from serving.settings import AUTO_MODEL, ServedModel
 
 _OWNER = "flotilla"
 _GENERATING: dict[str, type[msgspec.Struct]] = {
@@ -50,6 +52,14 @@ _IDEMPOTENCY_KEY = {
     "`idempotency_key_reused`.",
     "schema": {"type": "string", "pattern": f"^{idempotency.KEY_PATTERN}$"},
 }
+_NEEDS = {
+    "name": NEEDS_HEADER.decode(),
+    "in": "header",
+    "required": False,
+    "description": f"What a request for the model `{AUTO_MODEL}` needs, with commas between: {', '.join(NEEDS)}. "
+    f"The answer says in `{MODEL_HEADER.decode()}` and `{REASON_HEADER.decode()}` which class answered, and why.",
+    "schema": {"type": "string"},
+}
 
 
 class Model(msgspec.Struct):
@@ -60,8 +70,9 @@ class Model(msgspec.Struct):
     created: int
     owned_by: str
     max_model_len: int
-    """Context window in tokens, prompt and answer together."""
+    """Context window in tokens, prompt and answer together; of `auto`, the largest of the classes it chooses among."""
     model_class: str
+    """`auto` for the choice among the others."""
     aliases: list[str]
     """Other names that it answers to."""
 
@@ -149,6 +160,9 @@ def build_app(
         )
         return Model(model.model_class, "model", 0, _OWNER, window, model.model_class, list(model.aliases))
 
+    def auto_card(available: Sequence[ServedModel]) -> Model:
+        return Model(AUTO_MODEL, "model", 0, _OWNER, max(card(model).max_model_len for model in available), AUTO_MODEL, [])
+
     async def tenant(request: Request) -> Tenant:
         return (await authenticator.authenticate(dict(request.headers.raw))).tenant
 
@@ -160,7 +174,8 @@ def build_app(
     )
     async def list_models(request: Request) -> Response:
         available = models.available_to(await tenant(request))
-        return _json(ModelList("list", [card(model) for model in available]))
+        autos = [auto_card(available)] if available else []
+        return _json(ModelList("list", [*map(card, available), *autos]))
 
     @app.get(
         "/v1/models/{name}",
@@ -169,7 +184,10 @@ def build_app(
         responses={200: _answer("Model"), **_failures(401, 404, 503)},
     )
     async def show_model(name: str, request: Request) -> Response:
-        return _json(card(models.choose(name, await tenant(request))))
+        asking = await tenant(request)
+        if name == AUTO_MODEL and (available := models.available_to(asking)):
+            return _json(auto_card(available))
+        return _json(card(models.choose(name, asking)))
 
     app.include_router(usage_router(tenant, usage), responses=_failures(400, 401, 503))
 
@@ -226,7 +244,7 @@ def build_app(
             response_class=Exchanged,
             response_model=None,
             responses={200: _STREAM_OR_DOCUMENT, **_failures(*_GENERATION_FAILURES)},
-            openapi_extra={"requestBody": _body(kind.__name__), "parameters": [_IDEMPOTENCY_KEY]},
+            openapi_extra={"requestBody": _body(kind.__name__), "parameters": [_IDEMPOTENCY_KEY, _NEEDS]},
         )
 
     def openapi() -> dict[str, Any]:

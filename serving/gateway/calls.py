@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from policies.routing.model_choice import ModelChoice
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Exchange
@@ -47,6 +48,8 @@ class Call:
     claim: str = ""
     event_id: str = ""
     """The claim on its idempotency key, and the event that was named in it; empty where it came without a key."""
+    choice: ModelChoice | None = None
+    """How its class was chosen, where it asked for `auto`."""
     meter: Meter | None = None
     """There from the moment that the request is about to be paid for."""
 
@@ -91,6 +94,7 @@ def record(call: Call, exchange: Exchange, metrics: Metrics) -> None:
         key_id=call.key_id,
         endpoint=call.endpoint,
         model=call.model,
+        model_reason="" if call.choice is None else call.choice.reason,
         engine="" if call.seat is None else call.seat.engine.endpoint.name,
         status=call.status,
         error=call.error,

@@ -34,6 +34,10 @@ BudgetDay = Annotated[
 ]
 BudgetMonth = Annotated[str | None, typer.Option("--budget-month-usd", metavar="USD|unlimited", help="Dollars a month, by UTC.")]
 ModelNames = Annotated[str | None, typer.Option("--models", metavar="A,B|all", help="Model classes the tenant may use.")]
+AutoFloor = Annotated[
+    str | None, typer.Option(metavar="CLASS|none", help="The smallest model class that answers the tenant's requests for `auto`.")
+]
+AutoCeiling = Annotated[str | None, typer.Option(metavar="CLASS|none", help="The largest.")]
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, as `flotilla keys list` shows it.")]
 
@@ -48,6 +52,7 @@ _LIMIT_TITLES = {
     "budget_month_micro_usd": "a month",
 }
 ALL_MODELS = "all"
+NO_BOUND = "none"
 _SPAN = re.compile(r"(\d{1,6})([smhd])")
 _SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -102,6 +107,8 @@ def create_tenant(
     budget_day: BudgetDay = None,
     budget_month: BudgetMonth = None,
     models: ModelNames = None,
+    auto_floor: AutoFloor = None,
+    auto_ceiling: AutoCeiling = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
@@ -117,6 +124,7 @@ def create_tenant(
         "output_tokens_per_min": output_tokens_per_min,
     }
     fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
+    fields |= _auto_fields(auto_floor, auto_ceiling)
     _show_tenants([admin_client.create_tenant(load_target(env), tenant, **fields)], as_json, single=True)
 
 
@@ -145,6 +153,8 @@ def set_tenant(
     budget_day: BudgetDay = None,
     budget_month: BudgetMonth = None,
     models: ModelNames = None,
+    auto_floor: AutoFloor = None,
+    auto_ceiling: AutoCeiling = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
@@ -160,6 +170,7 @@ def set_tenant(
         "output_tokens_per_min": output_tokens_per_min,
     }
     fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
+    fields |= _auto_fields(auto_floor, auto_ceiling)
     if not fields:
         raise UserError("nothing to change was given", "see `flotilla tenants set --help`")
     _show_tenants([admin_client.set_tenant(load_target(env), tenant, **fields)], as_json, single=True)
@@ -309,6 +320,11 @@ def _fields(
     return fields
 
 
+def _auto_fields(floor: str | None, ceiling: str | None) -> dict[str, Any]:
+    given = {"auto_floor": floor, "auto_ceiling": ceiling}
+    return {name: None if text == NO_BOUND else text for name, text in given.items() if text is not None}
+
+
 def _limit(name: str, text: str) -> int | None:
     if text == UNLIMITED:
         return None
@@ -330,11 +346,12 @@ def _show_tenants(tenants: Sequence[dict[str, Any]], as_json: bool, *, single: b
     if as_json:
         _print_json(tenants[0] if single else tenants)
         return
-    table = Table("tenant", "band", "weight", *_LIMIT_TITLES.values(), "models", box=None)
+    table = Table("tenant", "band", "weight", *_LIMIT_TITLES.values(), "models", "auto", box=None)
     for tenant in tenants:
         shown = [_shown(name, tenant.get(name)) for name in _LIMIT_TITLES]
         models = ALL_MODELS if tenant["models"] is None else ", ".join(tenant["models"])
-        table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models)
+        auto = f"{tenant.get('auto_floor') or ''}…{tenant.get('auto_ceiling') or ''}"
+        table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models, auto)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

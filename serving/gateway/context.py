@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from policies.routing.model_choice import BYTES_PER_TOKEN
 from policies.routing.prefix_index import Chain, chain_of
 from serving.gateway import errors
 from serving.gateway.embeddings import EmbeddingsRequest
@@ -67,6 +69,29 @@ class ContextCounter:
             release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted, release.counter, chain
         )
 
+    def is_ready(self, model_class: str) -> bool:
+        """A release of the class has been read, so its prompts can be counted."""
+        return self._releases.get(model_class) is not None
+
+    def estimate(self, smallest: ServedModel, request: Request) -> int:
+        """About how many tokens the prompt has, to choose a class by: as the smallest class counts them, or a quarter of its
+        bytes where it is too long to be counted on the event loop, the template refuses it, or that class is not ready.
+        """
+        release = self._releases.get(smallest.model_class)
+        if isinstance(request, ChatRequest):
+            if release is not None and _chat_chars(request) <= release.counter.inline_chars:
+                with suppress(RefusedConversation):
+                    return len(_chat_ids(release, request))
+            texts = [message.text or "" for message in request.messages]
+            others = _chat_chars(request) - sum(len(text) + _MESSAGE_CHARS for text in texts)
+            return (sum(len(text.encode()) for text in texts) + others) // BYTES_PER_TOKEN
+        text = request.prompt_text
+        if text is None:
+            return len(request.prompt_ids or ())
+        if release is not None and len(text) <= release.counter.inline_chars:
+            return len(release.counter.text_ids(text))
+        return len(text.encode()) // BYTES_PER_TOKEN
+
     async def place_inputs(self, model: ServedModel, request: EmbeddingsRequest) -> Context:
         """Count what vectors are made of, each of which has to fit the window; nothing follows it.
 
@@ -98,11 +123,8 @@ class ContextCounter:
             return len(ids), chain_of(ids, adapter="", salt=salt)
 
         if isinstance(request, ChatRequest):
-            messages = [message.plain() for message in request.messages]
-            tools = [tool.plain() for tool in request.tools] if request.tools else None
-            num_chars = sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools or ()))
             try:
-                return await self._maybe_in_thread(release, num_chars, lambda: chained(release.counter.chat_ids(messages, tools)))
+                return await self._maybe_in_thread(release, _chat_chars(request), lambda: chained(_chat_ids(release, request)))
             except RefusedConversation as error:
                 reason = f"The model's chat template refuses these messages: {error!s:.200}"
                 raise ApiError(errors.INVALID_VALUE, reason, param="messages") from error
@@ -122,9 +144,23 @@ class ContextCounter:
     def _release(self, model: ServedModel, name: str) -> LoadedRelease:
         release = self._releases.get(model.model_class)
         if release is None:
-            message = f"The model `{name}` has not been published yet."
-            raise ApiError(errors.MODEL_NOT_READY, message, retry_after_s=_NOT_READY_RETRY_S)
+            raise not_ready(name)
         return release
+
+
+def not_ready(name: str) -> ApiError:
+    """Nothing has been published under this name yet."""
+    message = f"The model `{name}` has not been published yet."
+    return ApiError(errors.MODEL_NOT_READY, message, retry_after_s=_NOT_READY_RETRY_S)
+
+
+def _chat_ids(release: LoadedRelease, request: ChatRequest) -> list[int]:
+    tools = [tool.plain() for tool in request.tools] if request.tools else None
+    return release.counter.chat_ids([message.plain() for message in request.messages], tools)
+
+
+def _chat_chars(request: ChatRequest) -> int:
+    return sum(map(_num_chars, request.messages)) + sum(map(_num_tool_chars, request.tools or ()))
 
 
 def _num_chars(message: Message) -> int:

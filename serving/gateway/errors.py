@@ -158,3 +158,9 @@ class ApiError(Exception):
 def internal_error() -> ApiError:
     """A defect of ours ends the request."""
     return ApiError(INTERNAL_ERROR, "Something went wrong here. Quote the request id when you report it.")
+
+
+def model_not_found(name: str) -> ApiError:
+    """A model that nobody serves, or that this tenant may not use: the two look alike."""
+    message = f"The model `{name}` does not exist or you do not have access to it."
+    return ApiError(MODEL_NOT_FOUND, message, param="model")

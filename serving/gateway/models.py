@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policies.billing.tariffs import ListPrice, PriceList, Rate
+from policies.routing.model_choice import SIZES
 from serving.gateway import errors
-from serving.gateway.errors import ApiError
 from serving.gateway.tenants import Tenant
 from serving.settings import ServedModel
 
@@ -23,6 +23,11 @@ class Models:
         self._prices = {model.model_class: PriceList([ListPrice(**dict(price)) for price in model.prices]) for model in served}
         self._by_name = {name: model for model in served for name in (model.model_class, *model.aliases)}
 
+    @property
+    def smallest(self) -> ServedModel:
+        """The smallest class that is served."""
+        return min(self.served, key=lambda model: SIZES.index(model.model_class))
+
     def choose(self, name: str, tenant: Tenant) -> ServedModel:
         """The class to serve `name` with.
 
@@ -31,8 +36,7 @@ class Models:
         """
         model = self._by_name.get(name)
         if model is None or not tenant.may_use(model.model_class):
-            message = f"The model `{name}` does not exist or you do not have access to it."
-            raise ApiError(errors.MODEL_NOT_FOUND, message, param="model")
+            raise errors.model_not_found(name)
         return model
 
     def rate(self, model: ServedModel, opened_at_ms: int) -> Rate:

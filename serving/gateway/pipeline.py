@@ -3,7 +3,7 @@
     auth      who asks, from the API key alone
     validate  what is asked, from a closed list of bounded fields
     claim     with an Idempotency-Key: a request that came before is answered as before, and nothing below happens again
-    models    which class serves it
+    models    which class serves it: the one that is named, or for `auto` what the rule says
     context   how long the prompt is, and what may follow it
     limits    what it may cost is reserved
     queue     engines that are full are waited for, fairly, or the client is told at once when to come back
@@ -33,6 +33,7 @@ from policies.admission.limits import Cost
 from serving.gateway import embeddings, errors, idempotency, limit_answers, reserving, responses, resume, settle, validate
 from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
+from serving.gateway.auto_model import AutoModel, choice_headers
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, mint_request_id, record
 from serving.gateway.context import Context, ContextCounter
 from serving.gateway.dispatch import Dispatcher
@@ -50,7 +51,7 @@ from serving.gateway.settle import Meter, UsageJournal
 from serving.gateway.stream import DocumentSink, PassingSink, Sink, StreamSink
 from serving.gateway.trace import trace_of
 from serving.metering.events import Outcome, UsageOpen
-from serving.settings import GatewaySettings, ServedModel
+from serving.settings import AUTO_MODEL, GatewaySettings, ServedModel
 
 log = structlog.get_logger()
 
@@ -87,6 +88,7 @@ class Pipeline:
         self._authenticator = authenticator
         self._models = models
         self._context = context
+        self._auto = AutoModel(models, context)
         self._limiter = limiter
         self._queues = queues
         self._attempts = Attempts(settings.timeouts, pools, dispatcher, metrics)
@@ -123,10 +125,12 @@ class Pipeline:
         """
         principal = await self._authenticator.authenticate(exchange.headers)
         chat = responses.parse_count(await self._read_body(exchange), max_depth=self._settings.max_json_depth)
-        model = self._models.choose(chat.model, principal.tenant)
+        named = None if chat.model == AUTO_MODEL else self._models.choose(chat.model, principal.tenant)
         reservation = await self._limiter.reserve(principal.tenant, mint_request_id(), Cost(requests=1))
         try:
-            return (await self._context.place(model, chat, principal.cache_salt)).prompt_tokens
+            if named is None:
+                return (await self._auto.place(chat, principal, exchange.headers))[1].prompt_tokens
+            return (await self._context.place(named, chat, principal.cache_salt)).prompt_tokens
         finally:
             if reservation is not None:
                 await self._limiter.settle(reservation, Cost())
@@ -174,13 +178,16 @@ class Pipeline:
             ApiError: the answer, where nothing has been sent yet.
             ClientGone: as it says.
         """
-        model = self._models.choose(request.model, principal.tenant)
-        call.model = model.model_class
-
-        if isinstance(request, EmbeddingsRequest):
-            context = await self._context.place_inputs(model, request)
+        if request.model == AUTO_MODEL and not isinstance(request, EmbeddingsRequest):
+            model, context, call.choice = await self._auto.place(request, principal, exchange.headers)
+            call.model = model.model_class
         else:
-            context = await self._context.place(model, request, principal.cache_salt)
+            model = self._models.choose(request.model, principal.tenant)
+            call.model = model.model_class
+            if isinstance(request, EmbeddingsRequest):
+                context = await self._context.place_inputs(model, request)
+            else:
+                context = await self._context.place(model, request, principal.cache_salt)
 
         rate = self._models.rate(model, settle.now_ms())
         cost = reserving.wanted(context, request.num_choices, rate)
@@ -225,7 +232,9 @@ class Pipeline:
         if exchange.is_disconnected:
             raise ClientGone
         meter = call.meter = self._meter(call, principal, model, context, request.num_choices)
-        headers = [_request_id_header(call), *(reservation.headers if reservation is not None else ()), *turn.headers]
+        headers = [_request_id_header(call), *choice_headers(call.choice), *turn.headers]
+        if reservation is not None:
+            headers.extend(reservation.headers)
         if reservation is not None and reservation.bound_by != "admitted":
             headers.append((limit_answers.ALLOWANCE_HEADER, b"%d" % context.max_tokens))
             meter.bound_by = reservation.bound_by
@@ -322,6 +331,8 @@ class Pipeline:
             request_id=call.request_id,
             claim=call.claim,
             num_choices=num_choices,
+            asked_model="" if call.choice is None else AUTO_MODEL,
+            model_reason="" if call.choice is None else call.choice.reason,
         )
         return Meter(self._journal, self._settings.journal, opened, num_choices * context.max_tokens)
 
@@ -363,7 +374,7 @@ async def _answer(exchange: Exchange, call: Call, error: ApiError) -> None:
     body = error.body()
     head = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
     with suppress(ClientGone):
-        exchange.start(error.kind.status, (*head, _request_id_header(call), *error.all_headers()))
+        exchange.start(error.kind.status, (*head, _request_id_header(call), *choice_headers(call.choice), *error.all_headers()))
         await exchange.finish(body)
 
 

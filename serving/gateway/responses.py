@@ -151,7 +151,7 @@ def parse(body: bytes, *, max_depth: int) -> tuple[ResponsesRequest, ChatRequest
         raise ApiError(errors.INVALID_VALUE, "`stream_options` is allowed only with `stream: true`.", param="stream_options")
     chat = _chat(request)
     chat.stream, chat.max_completion_tokens = request.stream, request.max_output_tokens
-    chat.temperature, chat.top_p = request.temperature, request.top_p
+    chat.temperature, chat.top_p, chat.metadata = request.temperature, request.top_p, request.metadata
     return request, chat
 
 

@@ -23,6 +23,7 @@ from botocore.exceptions import ClientError
 
 from policies.admission.fair_queue import Band
 from policies.admission.limits import Limits
+from policies.routing.model_choice import ModelClass
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -59,6 +60,9 @@ class Tenant(msgspec.Struct, frozen=True):
     output_tokens_per_min: LimitValue | None = None
     budget_day_micro_usd: Budget | None = None
     budget_month_micro_usd: Budget | None = None
+    auto_floor: ModelClass | None = None
+    auto_ceiling: ModelClass | None = None
+    """The smallest and the largest class that answers to `auto`; None: any that it may use."""
 
     @property
     def limits(self) -> Limits:

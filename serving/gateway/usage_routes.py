@@ -23,7 +23,7 @@ from serving.metering.report import GroupBy, UsageReport
 
 UsageOf = Callable[[str, int, int, Sequence[GroupBy]], UsageReport]
 """The usage of a tenant in [from_ms, to_ms), by groups. Blocks."""
-OwnGroup = Literal["model", "key", "hour", "day", "month"]
+OwnGroup = Literal["model", "key", "hour", "day", "month", "asked_model", "model_reason"]
 
 MAX_SPAN_S = 93 * 86_400
 DEFAULT_SPAN_S = 30 * 86_400
@@ -66,5 +66,5 @@ def _row(row: msgspec.Struct, groups: Sequence[GroupBy]) -> dict[str, Any]:
     """A row without the names that it is not grouped by."""
     document: dict[str, Any] = msgspec.to_builtins(row)
     named = {"key_id" if group == "key" else group for group in groups}
-    hidden = {"tenant", "model", "key_id", "hour", "day", "month"} - named
+    hidden = {"tenant", "model", "key_id", "hour", "day", "month", "asked_model", "model_reason"} - named
     return {name: value for name, value in document.items() if name not in hidden}

@@ -79,7 +79,7 @@ class _Common(Closed, kw_only=True):
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     service_tier: Literal["auto", "default"] | None = None
-    """From `user` on: labels of the client's own, which are taken and change nothing."""
+    """From `user` on: labels of the client's own, which are taken and change nothing; but see `auto_model.NEEDS_METADATA`."""
 
     @property
     def is_streamed(self) -> bool:

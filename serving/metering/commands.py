@@ -35,6 +35,8 @@ class By(StrEnum):
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
+    ASKED_MODEL = "asked_model"
+    MODEL_REASON = "model_reason"
 
 
 class InvoiceFormat(StrEnum):

@@ -78,7 +78,7 @@ class UsageOpen(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """LoRA adapter that was asked for; empty for the bare model."""
     adapter_release_id: str = ""
     asked_model: str = ""
-    """The class asked for, where another serves it; empty where nothing was degraded."""
+    """What was asked for, where another serves it: `auto`, or a class in whose place it does; else empty."""
     is_compacted: bool = False
     """The conversation was shortened before the engine was asked."""
     is_batch: bool = False
@@ -87,6 +87,8 @@ class UsageOpen(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """The claim on its idempotency key (`serving.gateway.claims`); empty where it came without one."""
     num_choices: int = 1
     """Answers asked for (`n`). The prompt is billed once, and an engine counts it for each."""
+    model_reason: str = ""
+    """Why `auto` became this class, as `policies.routing.model_choice` says it; empty where the client named it."""
 
 
 class UsageProgress(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):

@@ -20,7 +20,7 @@ from serving.metering.rows import LedgerRow
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-GroupBy = Literal["tenant", "model", "key", "hour", "day", "month"]
+GroupBy = Literal["tenant", "model", "key", "hour", "day", "month", "asked_model", "model_reason"]
 DEFAULT_GROUP_BY: tuple[GroupBy, ...] = ("tenant", "model")
 PICO_USD_PER_USD = 10**12
 
@@ -29,7 +29,7 @@ _SPAN_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """One group's sums. Of `tenant`, `model`, `key_id`, `month`, `day` and `hour` only those grouped by are set."""
+    """One group's sums. Of the names at the end, from `tenant` on, only those grouped by are set."""
 
     requests: int
     outcomes: dict[str, int]
@@ -51,6 +51,10 @@ class UsageRow(msgspec.Struct, frozen=True):
     """`2026-11-24`"""
     hour: str = ""
     """`2026-11-24T09`"""
+    asked_model: str = ""
+    """`auto` where the gateway chose the class; empty where the client named it."""
+    model_reason: str = ""
+    """Why it chose that class: `short_and_simple`."""
 
 
 class UsageReport(msgspec.Struct, frozen=True):
@@ -115,6 +119,8 @@ def summarise(rows: Iterable[LedgerRow], from_ms: int, to_ms: int, group_by: Seq
             hour[:7] if "month" in group_by else "",
             hour[:10] if "day" in group_by else "",
             hour if "hour" in group_by else "",
+            row.asked_model if "asked_model" in group_by else "",
+            row.model_reason if "model_reason" in group_by else "",
         ].append(row)
     return UsageReport(
         from_ms=from_ms,
@@ -127,7 +133,7 @@ def summarise(rows: Iterable[LedgerRow], from_ms: int, to_ms: int, group_by: Seq
 
 
 def _sums(rows: Sequence[LedgerRow], *names: str) -> UsageRow:
-    tenant, model, key_id, month, day, hour = names or ("",) * 6
+    tenant, model, key_id, month, day, hour, asked_model, model_reason = names or ("",) * 8
     cost_pico_usd = sum(row.cost_pico_usd for row in rows)
     return UsageRow(
         requests=sum(not row.revision for row in rows),
@@ -144,6 +150,8 @@ def _sums(rows: Sequence[LedgerRow], *names: str) -> UsageRow:
         month=month,
         day=day,
         hour=hour,
+        asked_model=asked_model,
+        model_reason=model_reason,
     )
 
 

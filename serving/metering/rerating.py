@@ -97,4 +97,5 @@ def _opened(row: LedgerRow, rate: Rate) -> UsageOpen:
         is_compacted=row.is_compacted,
         is_batch=row.is_batch,
         num_choices=row.num_choices,
+        model_reason=row.model_reason,
     )

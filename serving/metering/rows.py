@@ -74,6 +74,7 @@ class LedgerRow(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     """Why it was rated anew; revisions only."""
     num_choices: int = 1
+    model_reason: str = ""
 
     @property
     def key(self) -> RowKey:

@@ -57,3 +57,22 @@ def test_every_class_answers_and_pays_for_what_its_twin_generated(twins: LocalRe
     generated = sum(record["generated_tokens"] for record in found)
     assert 0 <= generated - bill["output_tokens"] <= 3 * 2, "each of the three that were left lies within two engine steps"
     assert bill["uncached_input_tokens"] + bill["cached_input_tokens"] == sum(record["prompt_tokens"] for record in found)
+
+
+def test_all_three_classes_answer_to_auto_each_for_its_own_reason(twins: LocalRegion) -> None:
+    api = openai.OpenAI(base_url=twins.home.base_url, api_key=twins.target.api_key, max_retries=0)
+    tool: Any = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    asked: dict[str, dict[str, Any]] = {
+        "small short_and_simple": {},
+        "medium tools": {"tools": [tool]},
+        "medium declared_reasoning": {"extra_headers": {"x-flotilla-needs": "reasoning"}},
+        "large declared_coding": {"metadata": {"flotilla_needs": "coding"}},
+    }
+    for expected, fields in asked.items():
+        model_class, reason = expected.split()
+        num_before = len(records(twins, model_class))
+        question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+        answer = api.chat.completions.with_raw_response.create(model="auto", messages=question, max_tokens=8, **fields)
+        assert (answer.headers["x-flotilla-model"], answer.parse().model) == (model_class, model_class)
+        assert answer.headers["x-flotilla-model-reason"].startswith(f"{reason}; prompt_tokens=")
+        assert len(records(twins, model_class)) == num_before + 1

@@ -68,8 +68,8 @@ async def test_models_are_those_the_tenant_may_use(gateway: Gateway) -> None:
     from serving.gateway.tenants import Tenant
 
     limited = gateway.keys.add(Tenant("small-only", models=("small",)))
-    assert [model.id async for model in gateway.openai().models.list()] == ["small", "large"]
-    assert [model.id async for model in gateway.openai(limited).models.list()] == ["small"]
+    assert [model.id async for model in gateway.openai().models.list()] == ["small", "large", "auto"]
+    assert [model.id async for model in gateway.openai(limited).models.list()] == ["small", "auto"]
     assert (await gateway.openai().models.retrieve("SmolLM2")).id == "small"
     with pytest.raises(openai.NotFoundError):
         await gateway.openai(limited).models.retrieve("large")
@@ -225,8 +225,11 @@ async def test_the_openapi_document_describes_the_generating_routes(gateway: Gat
     schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/ChatRequest"}
     assert "messages" in document["components"]["schemas"]["ChatRequest"]["properties"]
-    (parameter,) = document["paths"]["/v1/chat/completions"]["post"]["parameters"]
-    assert (parameter["name"], parameter["in"], parameter["required"]) == ("Idempotency-Key", "header", False)
+    parameters = document["paths"]["/v1/chat/completions"]["post"]["parameters"]
+    assert [(parameter["name"], parameter["in"], parameter["required"]) for parameter in parameters] == [
+        ("Idempotency-Key", "header", False),
+        ("x-flotilla-needs", "header", False),
+    ]
     assert "engine_unavailable" in document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
 
 

@@ -64,6 +64,8 @@ FULL = Tenant(
     output_tokens_per_min=20_000,
     budget_day_micro_usd=12_500_000,
     budget_month_micro_usd=10**12,
+    auto_floor="small",
+    auto_ceiling="medium",
 )
 
 

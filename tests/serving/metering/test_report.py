@@ -119,16 +119,20 @@ def test_a_report_sums_by_group_and_counts_outcomes(records: Any) -> None:
         (("day",), ["2025-11-22", "2025-11-23"]),
         (("hour",), ["2025-11-22T23", "2025-11-23T00"]),
         (("month",), ["2025-11"]),
+        (("asked_model",), ["", "auto"]),
+        (("model_reason",), ["", "tools"]),
         ((), [""]),
     ],
 )
 def test_a_report_groups_by_what_is_asked(records: Any, group_by: Any, names: list[str]) -> None:
+    auto = {"asked_model": "auto", "model_reason": "tools"}
     rows = [
         row_of(records.close(records.open(opened_at_ms=MIDNIGHT_MS - 1))),
-        row_of(records.close(records.open(tenant="zoo", key_id="k2", opened_at_ms=MIDNIGHT_MS))),
+        row_of(records.close(records.open(tenant="zoo", key_id="k2", opened_at_ms=MIDNIGHT_MS, **auto))),
     ]
     report = summarise(rows, 0, 2 * MIDNIGHT_MS, group_by)
-    assert [row.tenant + row.model + row.key_id + row.month + row.day + row.hour for row in report.rows] == names
+    shown = [row.tenant + row.model + row.key_id + row.month + row.day + row.hour for row in report.rows]
+    assert [name + row.asked_model + row.model_reason for name, row in zip(shown, report.rows, strict=True)] == names
     assert report.newest_closed_at_ms == MIDNIGHT_MS + 1500
 
 
