@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from policies.routing.prefix_index import Chain
-from serving.gateway import errors, resume
+from serving.gateway import errors, resume, settle
 from serving.gateway.calls import Call
 from serving.gateway.dispatch import Dispatcher, EngineFailed, EngineLost, Source, Upstream
 from serving.gateway.errors import ApiError
@@ -31,6 +31,7 @@ from serving.gateway.settle import Meter
 from serving.gateway.stream import Sink, relay
 from serving.gateway.watch import Cause, Interrupted, Watch
 from serving.metering.events import Outcome
+from serving.metering.journal import JournalUnavailable
 from serving.settings import Timeouts
 
 log = structlog.get_logger()
@@ -104,6 +105,8 @@ class Attempts:
             return Outcome.ENGINE_LOST, ApiError(errors.ENGINE_LOST, f"{_BROKE_OFF}: {interrupted}.")
         except EngineLost:
             return Outcome.ENGINE_LOST, ApiError(errors.ENGINE_LOST, f"{_BROKE_OFF}.")
+        except JournalUnavailable:  # what the client has is billed; it gets no more that may not be
+            return Outcome.GATEWAY_CRASH, settle.unavailable()
         except asyncio.CancelledError:  # the end of a drain: the gateway breaks off, not the engine and not the client
             return Outcome.GATEWAY_CRASH, ApiError(errors.DRAINING, "This gateway stopped before the answer was complete.")
         except Exception:

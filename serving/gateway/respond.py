@@ -186,11 +186,11 @@ class ResponseStreamSink(StreamSink):
     async def end(self, meter: Meter) -> None:
         """Send `response.completed`, with which such a stream ends."""
         self._start()
-        await self._exchange.finish(self._response.end(meter))
+        await self._exchange.finish(self._take() + self._response.end(meter))
 
     async def fail(self, error: ApiError) -> None:
         """Send the error as an event."""
-        await self._exchange.finish(self._response.error(error))
+        await self._exchange.finish(self._take() + self._response.error(error))
 
 
 class ResponseDocumentSink(DocumentSink):

@@ -1,13 +1,15 @@
 """What a request used, from before the engine is asked to after its last token: one usage event, durable at both ends.
 
-OPEN is on disk before an engine is asked; PROGRESS follows the running counts; CLOSE is on disk before the client is told that
-its answer is complete. Counts are the engine's own, as received: the totals at the end where it sent them, else the last running
+OPEN is on disk before an engine is asked; PROGRESS follows the running counts, and no client gets more than one interval of
+tokens beyond what is on the disk (`Meter.is_ahead`), so that is the most a killed gateway gives away; CLOSE is on disk before the
+client is told that its answer is complete. Counts are the engine's own, as received: the totals at the end where it sent them, else the last running
 ones. Nothing is ever guessed, and zero is zero. Each piece of an answer carries a token or more, so an engine that counts fewer
 tokens than pieces passed, or more than were allowed, is not believed: then the pieces are billed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from typing import Protocol
@@ -20,6 +22,8 @@ from serving.metering.journal import JournalUnavailable
 from serving.settings import JournalSettings
 
 METERING_RETRY_S = 5.0
+CATCH_UP_LIMIT_S = 5.0
+"""Longest that a stream is held back for the journal, as long as its disk may take before it counts as unhealthy."""
 
 
 class UsageJournal(Protocol):
@@ -28,8 +32,14 @@ class UsageJournal(Protocol):
     async def open_event(self, record: UsageOpen) -> None:
         """Durable on return, or `JournalUnavailable`."""
 
-    def progress(self, record: UsageProgress) -> None:
-        """Never waits."""
+    def progress(self, record: UsageProgress) -> int:
+        """Never waits. Gives the ticket for `is_durable`."""
+
+    def is_durable(self, ticket: int) -> bool:
+        """What got the ticket is on the disk."""
+
+    async def progress_event(self, record: UsageProgress) -> None:
+        """Durable on return, or `JournalUnavailable`."""
 
     async def close_event(self, record: UsageClose) -> None:
         """Durable on return, or `JournalUnavailable`."""
@@ -68,6 +78,9 @@ class Meter:
         self._by_choice: dict[int, int] = {}
         self._noted_tokens = 0
         self._noted_s = float("-inf")
+        self._ticket = 0
+        """The journal's, for what was noted last."""
+        self._durable_tokens = 0
 
     async def open(self) -> None:
         """Make the event durable: from here on it is closed, whatever happens.
@@ -102,14 +115,38 @@ class Meter:
         self._count(usage.completion_tokens, now_s)
 
     def note(self, now_s: float) -> None:
-        """Put the counts into the journal when enough tokens or time have passed since the last time."""
+        """Put the counts into the journal when half an interval of tokens or all of its time has passed since the last time: the
+        other half is what the record's way to the disk may take before the stream has to wait for it."""
         new_tokens = self.output_tokens - self._noted_tokens
-        is_due = new_tokens >= self._settings.progress_tokens or now_s - self._noted_s >= self._settings.progress_s
+        is_due = 2 * new_tokens >= self._settings.progress_tokens or now_s - self._noted_s >= self._settings.progress_s
         if new_tokens and is_due:
+            if self._journal.is_durable(self._ticket):
+                self._durable_tokens = self._noted_tokens
             self._noted_tokens, self._noted_s = self.output_tokens, now_s
-            self._journal.progress(
-                UsageProgress(self.opened.event_id, self.prompt_tokens, self.cached_tokens, self.output_tokens)
-            )
+            self._ticket = self._journal.progress(self._progress())
+
+    @property
+    def is_ahead(self) -> bool:
+        """More than an interval of tokens has come that a killed gateway would not bill: the client must not have them yet."""
+        if self.output_tokens - self._durable_tokens <= self._settings.progress_tokens:
+            return False
+        if self._journal.is_durable(self._ticket):
+            self._durable_tokens = self._noted_tokens
+        return self.output_tokens - self._durable_tokens > self._settings.progress_tokens
+
+    async def catch_up(self) -> None:
+        """Return when all that has come is on the disk.
+
+        Raises:
+            JournalUnavailable: the client must not have it.
+        """
+        noted_tokens = self.output_tokens
+        try:
+            async with asyncio.timeout(CATCH_UP_LIMIT_S):
+                await self._journal.progress_event(self._progress())
+        except TimeoutError as error:
+            raise JournalUnavailable(f"the journal has not taken a record for {CATCH_UP_LIMIT_S:g} s") from error
+        self._durable_tokens = noted_tokens
 
     async def close(self, outcome: Outcome, received_s: float, now_s: float) -> UsageClose:
         """Make the end durable and say what is billed. Without a token there is nothing to bill, whatever the outcome.
@@ -183,6 +220,9 @@ class Meter:
         if self.first_token_s is None or self.output_tokens < 2:
             return None
         return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
+
+    def _progress(self) -> UsageProgress:
+        return UsageProgress(self.opened.event_id, self.prompt_tokens, self.cached_tokens, self.output_tokens)
 
     def _check(self) -> None:
         """Put what passed in the place of counts that cannot be."""

@@ -2,7 +2,7 @@
 
 The client of a stream gets each event in the same moment and with the same bytes, less the running token counts, which are
 ours: that happens where the engine's socket is read, without a task switch. A client that does not keep up is waited for, and its
-engine is not read meanwhile, so no more than the socket's buffer piles up here. The client of a plain answer gets one document
+engine is not read meanwhile, so no more than the socket's buffer piles up here. So is one whose usage is not on the disk yet. The client of a plain answer gets one document
 at the end. Both ends come only after the bill is durable: `relay` returns before the end is sent.
 """
 
@@ -33,6 +33,8 @@ _STREAM_HEADERS: Headers = ((b"content-type", b"text/event-stream; charset=utf-8
 class Sink(Protocol):
     """The client's side of a relay."""
 
+    is_live: bool
+    """The client gets pieces before the bill of all is durable."""
     is_started: bool
     """Something of the answer has been sent: it can no longer become an error with a status of its own."""
 
@@ -70,6 +72,8 @@ class Sink(Protocol):
 class StreamSink:
     """A client that streams."""
 
+    is_live = True
+
     def __init__(self, exchange: Exchange, headers: Headers, *, wants_usage: bool) -> None:
         self.is_started = False
         self._exchange = exchange
@@ -93,10 +97,8 @@ class StreamSink:
         """Send all in one piece, the answer's head before the first."""
         if not self._waiting:
             return
-        data = b"".join(self._waiting)
-        self._waiting.clear()
         self._start()
-        self._exchange.write(data)
+        self._exchange.write(self._take())
         if meter.first_sent_s is None and meter.output_tokens:
             meter.first_sent_s = now_s
 
@@ -110,14 +112,19 @@ class StreamSink:
         await self._exchange.drain()
 
     async def end(self, meter: Meter) -> None:
-        """Send `[DONE]`, and before it which budget ended the answer."""
+        """Send what was held back, which budget ended the answer if one did, and `[DONE]`."""
         self._start()
         why = sse.ended_event(meter.ended_by) if meter.ended_by else b""
-        await self._exchange.finish(why + sse.DONE + b"\n\n")
+        await self._exchange.finish(self._take() + why + sse.DONE + b"\n\n")
 
     async def fail(self, error: ApiError) -> None:
-        """Send the error as an event; there is no `[DONE]` behind it."""
-        await self._exchange.finish(sse.error_event(error.body()))
+        """Send the error as an event, after what was held back; there is no `[DONE]` behind it."""
+        await self._exchange.finish(self._take() + sse.error_event(error.body()))
+
+    def _take(self) -> bytes:
+        data = b"".join(self._waiting)
+        self._waiting.clear()
+        return data
 
     def _start(self) -> None:
         if not self.is_started:
@@ -129,6 +136,7 @@ class DocumentSink:
     """A client that wants one document. Nothing is sent before the end, so a failure is an error with its own status."""
 
     is_full = False
+    is_live = False
 
     def __init__(self, exchange: Exchange, headers: Headers, endpoint: Endpoint) -> None:
         self.is_started = False
@@ -190,17 +198,22 @@ async def relay(source: Source, sink: Sink, meter: Meter, watch: Watch) -> None:
     Raises:
         EngineLost: it breaks off before that, tells of a failure, or sends what cannot be read.
         ClientGone: nobody is there to take it.
+        JournalUnavailable: what has come cannot be recorded, so the client does not get it.
     """
     relaying = _Relay(source, sink, meter, watch)
     source.read(relaying)
     while not relaying.is_over:
         await relaying.changed()
+        if relaying.is_held:
+            await meter.catch_up()
+            relaying.release()
         if sink.is_full:
             watch.is_writing = True
             await sink.drain()
             watch.is_writing = False
             watch.heard(asyncio.get_running_loop().time())
-        source.resume()  # though the client may have taken all before this came to wait for it
+        if not relaying.is_held:
+            source.resume()  # though the client may have taken all before this came to wait for it
     if relaying.failure is not None and not meter.is_final:
         raise relaying.failure
 
@@ -213,6 +226,8 @@ class _Relay:
         self.is_over = False
         """Nothing more is taken."""
         self.failure: Exception | None = None
+        self.is_held = False
+        """The client waits until the journal has caught up: `release` then."""
         self._source = source
         self._sink = sink
         self._meter = meter
@@ -221,8 +236,8 @@ class _Relay:
         self._waiting: asyncio.Future[None] | None = None
 
     async def changed(self) -> None:
-        """Return when it is over or the client is full."""
-        if not self.is_over and not self._sink.is_full:
+        """Return when it is over, held back, or the client is full."""
+        if not (self.is_over or self.is_held or self._sink.is_full):
             self._waiting = self._loop.create_future()
             try:
                 await self._waiting
@@ -239,17 +254,35 @@ class _Relay:
         try:
             self._count_and_add(events, now_s)
             self._meter.note(now_s)
-            self._sink.flush(self._meter, now_s)
+            self._pass_on(now_s)
         except Exception as error:  # a defect, or what the transport refuses: the request's task tells the client
             self._finish(error)
         if self._sink.is_full:
             self._source.pause()
             self._wake()
 
+    def release(self) -> None:
+        """The journal has caught up."""
+        self.is_held = False
+        now_s = self._loop.time()
+        self._watch.heard(now_s)  # the engine was not read meanwhile
+        self._pass_on(now_s)
+
     def ended(self, reason: str, has_broken_off: bool) -> None:
         """The engine says no more."""
         if not self.is_over:
             self._finish(EngineLost(reason or _NOT_COMPLETE, has_broken_off=has_broken_off))
+
+    def _pass_on(self, now_s: float) -> None:
+        """To the client, unless that would be too far ahead of the journal; the end of an answer goes out behind its CLOSE."""
+        if self.is_held:
+            return
+        if not (self._sink.is_live and self._meter.is_ahead):
+            self._sink.flush(self._meter, now_s)
+        elif not self.is_over:
+            self.is_held = True
+            self._source.pause()
+            self._wake()
 
     def _count_and_add(self, events: Sequence[bytes], now_s: float) -> None:
         meter, sink = self._meter, self._sink

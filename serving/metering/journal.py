@@ -2,14 +2,16 @@
 
 One journal a gateway worker, one thread a journal. The event loop only encodes and queues; the thread takes all that waits,
 writes it, syncs it once, and wakes its waiters together. A commit starts when the previous one ends: there is no timer, so a
-lone request waits for one fdatasync and a thousand concurrent ones share it. PROGRESS waits for nobody and nobody for it, so it
-goes along with the next OPEN or CLOSE, after `PROGRESS_WAIT_S` without one by itself: a commit of its own for each would be most
-of what a request costs. PROGRESS records of one event that wait together shrink to the last, as counts are totals: a slow disk
-cannot make the queue grow beyond the events that are open.
+lone request waits for one fdatasync and a thousand concurrent ones share it. PROGRESS waits for nobody, so it goes along with
+the next OPEN or CLOSE, after `PROGRESS_WAIT_S` without one by itself: a commit of its own for each would be most of what a
+request costs. Who must know that it is on the disk asks `is_durable`, and `progress_event` where it is not. PROGRESS records of
+one event that wait together shrink to the last, as counts are totals: a slow disk cannot make the queue grow beyond the events
+that are open.
 
     journal = await Journal.open(directory, settings.journal, source="gateway-0-0")
     await journal.open_event(UsageOpen(...))      # durable: now ask the engine
-    journal.progress(UsageProgress(...))          # never waits
+    ticket = journal.progress(UsageProgress(...)) # never waits
+    journal.is_durable(ticket)                    # by now?
     await journal.close_event(UsageClose(...))    # durable: now tell the client that it is over
 
 An `open_event` whose task is cancelled while it waits may have become durable: close that event all the same.
@@ -73,6 +75,9 @@ class Journal:
         self._entries: list[Entry] = []
         self._waiters: list[_Waiter] = []
         self._progress: dict[str, bytes] = {}
+        self._num_taken = 0
+        """Batches that the thread has begun; the last one that succeeded is `_num_durable`."""
+        self._num_durable = 0
         self._is_idle = False
         self._is_closing = False
         self._failure = ""
@@ -152,10 +157,27 @@ class Journal:
         """
         await self._commit(Entry(UsageOpen, record.event_id, encode_record(record)))
 
-    def progress(self, record: UsageProgress) -> None:
-        """Note what has arrived; durable at the next commit. Never waits and never raises."""
+    def progress(self, record: UsageProgress) -> int:
+        """Note what has arrived; durable at the next commit. Gives what `is_durable` asks for. Never waits and never raises."""
         with self._lock:
             self._progress[record.event_id] = encode_record(record)
+            return self._num_taken + 1
+
+    def is_durable(self, ticket: int) -> bool:
+        """The PROGRESS that got `ticket`, or a later one of its event, is on the disk."""
+        return self._num_durable >= ticket
+
+    async def progress_event(self, record: UsageProgress) -> None:
+        """Return when `record` is durable. It is committed at once.
+
+        Raises:
+            JournalUnavailable: it is not yet; it is kept and written as soon as the disk takes records again.
+        """
+        waiter: _Waiter = self._loop.create_future()
+        with self._lock:
+            self._enlist(waiter)
+            self._progress[record.event_id] = encode_record(record)
+        await waiter
 
     async def close_event(self, record: UsageClose) -> None:
         """Return when `record` is durable. Only the first CLOSE of an event counts.
@@ -176,14 +198,22 @@ class Journal:
     async def _commit(self, entry: Entry) -> None:
         waiter: _Waiter = self._loop.create_future()
         with self._lock:
-            if self._is_closing or self._failure:
-                raise JournalUnavailable(self._failure or "the journal is closed")
+            self._enlist(waiter)
             self._entries.append(entry)
-            self._waiters.append(waiter)
             if entry.kind is UsageClose:
                 self._progress.pop(entry.event_id, None)
-            self._wake()
         await waiter
+
+    def _enlist(self, waiter: _Waiter) -> None:
+        """It is told when the next batch is durable, which begins as soon as it can. Call it with the lock held.
+
+        Raises:
+            JournalUnavailable: there is no next one.
+        """
+        if self._is_closing or self._failure:
+            raise JournalUnavailable(self._failure or "the journal is closed")
+        self._waiters.append(waiter)
+        self._wake()
 
     def _wake(self) -> None:
         """Let the thread go on if it sleeps. Call it with the lock held."""
@@ -215,7 +245,7 @@ class Journal:
     def _take(self) -> tuple[list[_Waiter], dict[str, bytes], list[Entry], bool]:
         """All that waits; empty when maintenance is due or the journal closes."""
         with self._lock:
-            self._is_idle = not (self._entries or self._is_closing)
+            self._is_idle = not (self._waiters or self._is_closing)
         if self._is_idle:
             with contextlib.suppress(queue.Empty):
                 self._wakeups.get(timeout=self._sleep_s())
@@ -223,6 +253,7 @@ class Journal:
             self._is_idle = False
             taken = self._waiters, self._progress, self._entries, self._is_closing
             self._waiters, self._progress, self._entries = [], {}, []
+            self._num_taken += 1
             return taken
 
     def _sleep_s(self) -> float | None:
@@ -245,6 +276,8 @@ class Journal:
             raise
         finally:
             self._commit_began_s = 0.0
+        if not reason:
+            self._num_durable = self._num_taken  # only this thread takes
         num_records = len(progress) + len(entries)
         commit = None if reason else Commit(time.monotonic() - began_s, num_records, self._writer.num_open_events)
         self._on_loop(waiters, reason, commit)

@@ -8,8 +8,7 @@ import pytest
 
 from tests.drills import drill_metering
 
-WRONGS = ("num_lost", "num_doubled", "num_inexact", "num_over")
-"""Not `num_under`: what a SIGKILL costs goes by how late a PROGRESS is on the disk, which is a figure of time."""
+WRONGS = ("num_lost", "num_doubled", "num_inexact", "num_over", "num_under")
 SHORT = [
     "--requests", "800", "--kills", "6", "--valkey-kills", "2", "--late-segments", "2", "--control-requests", "500",
     "--cuts", "300", "--keys", "40", "--retries", "400", "--retry-kills", "3",

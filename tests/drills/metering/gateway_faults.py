@@ -40,10 +40,17 @@ class MemoryQueue:
     async def open(cls, directory: Path, _settings: Any, *, source: str, **_: Any) -> MemoryQueue:
         return cls(directory, source)
 
-    def progress(self, record: UsageOpen | UsageProgress | UsageClose) -> None:
+    def progress(self, record: UsageOpen | UsageProgress | UsageClose) -> int:
         self._queue.append(encode_record(record))
         if len(self._queue) >= MEMORY_RECORDS:
             self._flush()
+        return 0
+
+    def is_durable(self, _ticket: int) -> bool:
+        return True
+
+    async def progress_event(self, record: UsageProgress) -> None:
+        self.progress(record)
 
     async def open_event(self, record: UsageOpen) -> None:
         self.progress(record)

@@ -21,9 +21,7 @@ from serving.metering.rows import LedgerRow
 from .clients import Seen
 
 PROGRESS_TOKENS = 32
-"""`JournalSettings.progress_tokens`. Tokens of a stream that arrive in the 250 ms that are the other bound are fewer here only
-where a commit takes long, so a kill may cost an interval and what came while its record waited for the disk."""
-COMMIT_SLACK_TOKENS = 8
+"""`JournalSettings.progress_tokens`: no client gets more than that beyond what is on the disk."""
 
 
 @dataclass
@@ -105,7 +103,7 @@ def _judge_row(
         if row.output_tokens > sent:
             verdict.fault("over", request_id, f"billed {row.output_tokens}, at most {sent} had been received")
         verdict.max_under_tokens = max(verdict.max_under_tokens, num_seen - row.output_tokens)
-        if num_seen - row.output_tokens > PROGRESS_TOKENS + COMMIT_SLACK_TOKENS:
+        if num_seen - row.output_tokens > PROGRESS_TOKENS:
             verdict.fault("under", request_id, f"billed {row.output_tokens}, the client saw {num_seen}")
     elif not num_seen <= row.output_tokens <= sent:
         verdict.fault("inexact", request_id, f"{row.outcome}: billed {row.output_tokens}, seen {num_seen}, sent {sent}")

@@ -335,18 +335,29 @@ class MemoryJournal:
         self.is_broken = False
         self.is_slow = asyncio.Event()
         self.is_slow.set()
+        self.has_caught_up = asyncio.Event()
+        """PROGRESS is on the disk as soon as it is noted."""
+        self.has_caught_up.set()
 
     async def open_event(self, record: UsageOpen) -> None:
         self._append(record)
 
-    def progress(self, record: UsageProgress) -> None:
+    def progress(self, record: UsageProgress) -> int:
         self.records.append(record)
+        return len(self.records)
+
+    def is_durable(self, ticket: int) -> bool:
+        return self.has_caught_up.is_set()
+
+    async def progress_event(self, record: UsageProgress) -> None:
+        await self.has_caught_up.wait()
+        self._append(record)
 
     async def close_event(self, record: UsageClose) -> None:
         await self.is_slow.wait()
         self._append(record)
 
-    def _append(self, record: UsageOpen | UsageClose) -> None:
+    def _append(self, record: UsageOpen | UsageProgress | UsageClose) -> None:
         if self.is_broken:
             raise JournalUnavailable("the disk is full")
         self.records.append(record)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -139,12 +142,62 @@ async def test_without_final_totals_the_last_running_counts_are_billed(gateway: 
     assert answer.usage.completion_tokens == 9
 
 
-async def test_progress_is_noted_at_the_first_token_and_then_at_intervals(make_gateway: Any) -> None:
-    gateway = await make_gateway(journal={"progress_tokens": 4, "progress_s": 60})
+async def test_progress_is_noted_at_the_first_token_and_then_at_half_intervals(make_gateway: Any) -> None:
+    gateway = await make_gateway(journal={"progress_tokens": 8, "progress_s": 60})
     gateway.engine.behaviour = Behaviour(tokens=["x"] * 10, delay_s=0.005)
     stream = await gateway.openai().chat.completions.create(model="small", messages=ASK, stream=True)
     assert len([chunk async for chunk in stream]) == 11
     assert [record.output_tokens for record in gateway.journal.progressed] == [1, 5, 9]
+
+
+async def _until(gateway: Gateway, is_there: Callable[[Gateway], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not is_there(gateway):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_client_gets_no_more_than_an_interval_of_tokens_beyond_the_disk(make_gateway: Any) -> None:
+    gateway = await make_gateway(journal={"progress_tokens": 4, "progress_s": 60})
+    gateway.engine.behaviour = Behaviour(tokens=["x"] * 20, delay_s=0.002)
+    gateway.journal.has_caught_up.clear()
+    async with gateway.post(body=chat_body(stream=True)) as answer:
+        seen = b""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                while True:
+                    seen += await answer.content.readany()
+        assert seen.count(b'"content":"x"') == 4
+        gateway.journal.has_caught_up.set()
+        seen += await answer.content.read()
+    assert seen.count(b'"content":"x"') == 20
+    assert seen.endswith(b"data: [DONE]\n\n")
+    assert gateway.journal.closed[0].output_tokens == 20
+
+
+async def test_an_answer_that_comes_in_one_piece_waits_for_its_close_alone(make_gateway: Any) -> None:
+    gateway = await make_gateway(journal={"progress_tokens": 4, "progress_s": 60})
+    gateway.engine.behaviour = Behaviour(tokens=["x"] * 20, burst=True)
+    gateway.journal.is_slow.clear()
+    async with gateway.post(body=chat_body(stream=True)) as answer:
+        await _until(gateway, lambda of: bool(of.journal.progressed))
+        gateway.journal.is_slow.set()
+        seen = await answer.content.read()
+    assert seen.count(b'"content":"x"') == 20
+    assert seen.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_stream_whose_usage_cannot_be_recorded_ends_with_an_error_and_bills_what_came(make_gateway: Any) -> None:
+    gateway = await make_gateway(journal={"progress_tokens": 4, "progress_s": 60})
+    gateway.engine.behaviour = Behaviour(tokens=["x"] * 20, delay_s=0.01)
+    gateway.journal.has_caught_up.clear()
+    async with gateway.post(body=chat_body(stream=True)) as answer:
+        await answer.content.readuntil(b'"content":"x"')
+        gateway.journal.is_broken = True
+        gateway.journal.has_caught_up.set()
+        gateway.journal.is_durable = lambda _: False
+        seen = await answer.content.read()
+    assert b"metering_unavailable" in seen
+    assert b"[DONE]" not in seen
 
 
 async def test_done_comes_only_after_the_bill_is_durable(gateway: Gateway) -> None:

@@ -109,6 +109,35 @@ async def test_progress_never_waits_and_shrinks_to_the_last(
     await journal.aclose()
 
 
+async def test_progress_can_be_asked_after_and_waited_for(
+    folder: Any, records: Any, disk: Disk, never_sealed: JournalSettings
+) -> None:
+    journal = await Journal.open(folder.path, never_sealed, source=SOURCE)
+    event = records.open()
+    await journal.open_event(event)
+    disk.sync_s = 0.1
+    ticket = journal.progress(records.progress(event, 16))
+    waiting = asyncio.create_task(journal.progress_event(records.progress(event, 40)))
+    await asyncio.sleep(0.02)
+    assert not journal.is_durable(ticket)
+    assert not waiting.done()
+    await waiting
+    assert journal.is_durable(ticket)
+    await journal.aclose()
+
+
+async def test_progress_that_the_disk_refuses_is_not_called_durable(
+    folder: Any, records: Any, disk: Disk, never_sealed: JournalSettings
+) -> None:
+    journal = await Journal.open(folder.path, never_sealed, source=SOURCE)
+    event = records.open()
+    await journal.open_event(event)
+    disk.num_broken_syncs = 1
+    with pytest.raises(JournalUnavailable):
+        await journal.progress_event(records.progress(event, 40))
+    await journal.aclose()
+
+
 async def test_a_waiter_that_is_cancelled_harms_no_other(
     folder: Any, records: Any, never_sealed: JournalSettings, disk: Disk
 ) -> None:
