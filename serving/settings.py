@@ -128,9 +128,9 @@ class JournalSettings(_Frozen):
 
     progress_tokens: Annotated[int, Field(ge=1)] = 32
     progress_s: Seconds = 0.25
-    """The interval of PROGRESS records. A client never gets more than `progress_tokens` beyond what is on the disk, so a gateway's
-    SIGKILL costs no bill more than that. Records are noted twice as often, and on the disk within 50 ms, so that streams need not
-    wait for them."""
+    """The interval of PROGRESS records. A client never gets more than `progress_tokens` beyond what is on the disk, so a SIGKILL
+    of its gateway costs its bill no more than that. Records are noted twice as often, and on the disk within 50 ms, so that
+    streams need not wait for them."""
     seal_after_s: Seconds = 10.0
     """A segment with records is sealed, and so shipped, after this long."""
     seal_after_bytes: Annotated[int, Field(ge=4096)] = 8 * 1024 * 1024

@@ -2,9 +2,9 @@
 
 OPEN is on disk before an engine is asked; PROGRESS follows the running counts, and no client gets more than one interval of
 tokens beyond what is on the disk (`Meter.is_ahead`), so that is the most a killed gateway gives away; CLOSE is on disk before the
-client is told that its answer is complete. Counts are the engine's own, as received: the totals at the end where it sent them, else the last running
-ones. Nothing is ever guessed, and zero is zero. Each piece of an answer carries a token or more, so an engine that counts fewer
-tokens than pieces passed, or more than were allowed, is not believed: then the pieces are billed.
+client is told that its answer is complete. Counts are the engine's own, as received: the totals at the end where it sent them,
+else the last running ones. Nothing is ever guessed, and zero is zero. Each piece of an answer carries a token or more, so an
+engine that counts fewer tokens than pieces passed, or more than were allowed, is not believed: then the pieces are billed.
 """
 
 from __future__ import annotations

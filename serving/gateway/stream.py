@@ -2,8 +2,9 @@
 
 The client of a stream gets each event in the same moment and with the same bytes, less the running token counts, which are
 ours: that happens where the engine's socket is read, without a task switch. A client that does not keep up is waited for, and its
-engine is not read meanwhile, so no more than the socket's buffer piles up here. So is one whose usage is not on the disk yet. The client of a plain answer gets one document
-at the end. Both ends come only after the bill is durable: `relay` returns before the end is sent.
+engine is not read meanwhile, so no more than the socket's buffer piles up here. So is one whose usage is not on the disk yet. The
+client of a plain answer gets one document at the end. Both ends come only after the bill is durable: `relay` returns before the
+end is sent.
 """
 
 from __future__ import annotations
