@@ -313,6 +313,17 @@ async def test_a_silent_stream_carries_comments_that_clients_skip(make_gateway: 
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == " Paris."
 
 
+@pytest.mark.parametrize("has_fast_path", [True, False])
+async def test_a_sign_of_life_does_not_wait_for_the_event_that_it_stands_in_for(make_gateway: Any, has_fast_path: bool) -> None:
+    timeouts = {**QUICK, "first_token_s": 600, "gap_s": 600, "heartbeat_s": 0.05}
+    gateway: Gateway = await make_gateway(timeouts=timeouts, has_fast_path=has_fast_path)
+    gateway.engine.behaviour = Behaviour(hang_after=0)
+    async with gateway.post(body=chat_body(stream=True)) as answer:
+        async with asyncio.timeout(10):
+            assert await answer.content.readuntil(b"\n\n") == b": the engine is working\n\n"
+        assert gateway.engine.asked[0].sent_tokens == 0
+
+
 async def test_a_failure_after_a_sign_of_life_is_an_event(make_gateway: Any) -> None:
     gateway: Gateway = await make_gateway(timeouts={**QUICK, "heartbeat_s": 0.05})
     gateway.engine.behaviour = Behaviour(hang_after=0)
