@@ -1,6 +1,6 @@
 """What a request costs in this gateway and in its peers, in one run over one lean mock engine.
 
-    make bench-gateway [ARGS=--write]
+    make bench-gateway [ARGS=--write | ARGS=--profile]
 
 Gateways take turns on one core; the mock (`mock_engine.py`, 51 chunks, 10 ms apart) and the client share the other. CPU is the
 user and system time of the gateway's process tree, less what it burns idle. Ours runs as in production: keys checked, every
@@ -8,7 +8,8 @@ request journaled durably before the engine is asked and before `[DONE]`, prompt
 AWS. The peers do none of that. Arrivals are open-loop (Poisson); an answer that is not a 200 with all its chunks fails the run.
 
 `added TTFT` is against the mock asked directly at the same rate, which is 70 % of what one core of ours carries by the row before
-it; where the mock and the client cannot make that on one core, the direct row shows it. Idle streams are held open by a gateway
+it, and net of bare fdatasyncs (`bare_syncs.py`) at that rate beside it; where the mock and the client cannot make that on one
+core, the direct row shows it. Idle streams are held open by a gateway
 of two workers: each may have half as many connections as it may have descriptors. What a fleet needs follows at 70 % of its
 cores. Prints a table and, last, one line of JSON; exits 1 where something does not hold.
 """
@@ -19,6 +20,7 @@ import argparse
 import asyncio
 import json
 import os
+import pstats
 import resource
 import statistics
 import subprocess
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from bare_syncs import bare_syncs
 from bench_report import machine, write_section
 from stream_load import hold, request, run
 
@@ -45,6 +48,7 @@ from serving.gateway import admin_client
 GATEWAY_CORE, OTHER_CORE = 0, 1
 INTERVAL_MS = 10.0
 NUM_REPEATS = 3
+NUM_PROFILED = 60
 LOAD = 0.7
 """Of a core: what first tokens are measured at, and what a fleet is sized for."""
 NUM_WORKERS = 2
@@ -55,6 +59,7 @@ BODY = json.dumps(
     separators=(",", ":"),
 ).encode()
 HELD = BODY[:-1] + b',"seed":999}'
+ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -156,21 +161,6 @@ async def measure(row: Row, pid: int | None, host: str, port: int, wire: bytes, 
         row.ttft_p99_ms.append(measured.ttft_ms(0.99))
 
 
-def fdatasync_ms(folder: Path) -> tuple[float, float]:
-    """Median and 99th percentile of appending 200 bytes durably, on the disk of our journal."""
-    times = []
-    descriptor = os.open(folder / "sync", os.O_WRONLY | os.O_CREAT)
-    for _ in range(300):
-        began_s = time.perf_counter()
-        os.write(descriptor, b"x" * 200)
-        os.fdatasync(descriptor)
-        times.append((time.perf_counter() - began_s) * 1e3)
-        time.sleep(0.005)
-    os.close(descriptor)
-    times.sort()
-    return times[150], times[297]
-
-
 def free_port() -> int:
     import socket
 
@@ -205,7 +195,6 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> tuple[list[Row],
                 row = Row("flotilla (keys, journal, tokens)", arguments.per_s)
                 rows.append(row)
                 keyed = request("x", key, BODY)
-                figures["fdatasync_p50_ms"], figures["fdatasync_p99_ms"] = fdatasync_ms(ours.journal)
                 await measure(row, ours.process.pid, ours.address, 8080, keyed, arguments.num)
                 per_s = round(LOAD * 1e3 / statistics.median(row.cpu_ms))
                 figures["load_requests_per_s"] = per_s
@@ -213,7 +202,9 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> tuple[list[Row],
                 rows += [loaded, bare]
                 num = max(arguments.num, 4 * per_s)
                 await measure(loaded, ours.process.pid, ours.address, 8080, keyed, num)
-                await measure(bare, None, host, engine_port, wire, num)
+                with bare_syncs(ours.journal.parent / "bare", per_s) as syncs_ms:
+                    await measure(bare, None, host, engine_port, wire, num)
+                figures |= {f"fdatasync_p{share}_ms": round(syncs_ms[len(syncs_ms) * share // 100], 3) for share in (50, 99)}
             finally:
                 stop(ours)
             figures |= await idle_streams(
@@ -233,6 +224,39 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> tuple[list[Row],
                     except NotServingError as error:  # its figure is missing, so `holds` says no; the others' stand
                         print(f"{name}: {error}", file=sys.stderr)
     return rows, figures
+
+
+async def profile(arguments: argparse.Namespace, folder: Path) -> None:
+    """Where our gateway's time goes, by its own functions; what a function of a library or the kernel takes is its caller's.
+    cProfile makes calls dearer than they are and counts waiting for a core as work: compare functions, and believe no sum."""
+    engine_port, result = free_port(), folder / "profile"
+    mock = [sys.executable, str(Path(__file__).with_name("mock_engine.py")), str(engine_port), str(INTERVAL_MS)]
+    with process(mock, folder), running_world(folder, train_tokenizer()) as world:
+        world.make_secrets()
+        world.serve_by(engine_port)
+        ours = start(world, python=("-m", "cProfile", "-o", str(result)), key_cache_s=3)
+        ours.wait_ready()
+        admin_client.ensure_tenant(ours.target(), "bench")
+        wire = request("x", admin_client.create_key(ours.target(), "bench", name="bench"), BODY)
+        await run(ours.address, 8080, wire, num=arguments.num, per_s=arguments.per_s, num_chunks=51, seed=1)
+        stop(ours)
+    stats: Any = pstats.Stats(str(result))
+    per_request = sorted(
+        (
+            (all_s, own_s, calls, where)
+            for where, (_, calls, own_s, all_s, _) in stats.stats.items()
+            if _is_ours(where[0]) and 4 * calls > arguments.num
+        ),
+        reverse=True,
+    )
+    print(f"{'with callees, µs':>16} {'own, µs':>9} {'calls':>7}   of one request")
+    for all_s, own_s, calls, (path, line, name) in per_request[:NUM_PROFILED]:
+        all_us, own_us = all_s * 1e6 / arguments.num, own_s * 1e6 / arguments.num
+        print(f"{all_us:16.1f} {own_us:9.1f} {calls / arguments.num:7.1f}   {Path(path).relative_to(ROOT)}:{line} {name}")
+
+
+def _is_ours(path: str) -> bool:
+    return any(Path(path).is_relative_to(ROOT / package) for package in ("serving", "policies"))
 
 
 async def idle_streams(world: World, engine_port: int, key: str, num: int, **settings: Any) -> dict[str, Any]:
@@ -300,11 +324,15 @@ def main() -> int:
     parser.add_argument("--num", type=int, default=400, help="requests of a repeat")
     parser.add_argument("--per-s", type=float, default=200.0, help="their rate")
     parser.add_argument("--streams", type=int, default=10_000, help="idle streams held open")
+    parser.add_argument("--profile", action="store_true", help="show where the time of our gateway goes, and nothing else")
     arguments = parser.parse_args()
     where = machine()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the mock and the client hold every stream too
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.profile:
+            uvloop.run(profile(arguments, Path(folder)))
+            return 0
         rows, figures = uvloop.run(bench(arguments, Path(folder)))
     direct, ours, loaded, bare, *others = rows
     lines = ["| gateway | CPU-ms a request | spread | requests/s | TTFT p50, ms | TTFT p99, ms |", "|---|---|---|---|---|---|"]

@@ -7,11 +7,11 @@ gateway feeds it: many requests that wait for their OPEN and CLOSE at once, in o
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from .world import ROOT, DrillWorld, GatewayProcess
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 
 import stream_load
+from bare_syncs import bare_syncs
 
 NUM_WAITING = 512
 """Requests that wait for the disk at once: what one worker holds at some thousand a second."""
-BARE_RECORD_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -108,33 +108,24 @@ def sqlite(path: Path, num: int, batch: int) -> Throughput:
     return Throughput(2 * num / lasted_s, 2 * num / used_s, batch)
 
 
-def bare_syncs_ms(folder: Path, num: int) -> list[float]:
-    """How long an append and its fdatasync take on this disk, one at a time, sorted."""
-    descriptor = os.open(folder / "bare", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-    found = []
-    for _ in range(num):
-        began_s = time.perf_counter()
-        os.write(descriptor, bytes(BARE_RECORD_BYTES))
-        os.fdatasync(descriptor)
-        found.append((time.perf_counter() - began_s) * 1e3)
-    os.close(descriptor)
-    return sorted(found)
-
-
 async def latency(
     world: DrillWorld, durable: GatewayProcess, memory: GatewayProcess, *, rounds: int, num: int, per_s: float, seed: int
 ) -> dict[str, list[float]]:
-    """p99 of the first token in ms, round by round: with the journal, without it, and a bare fdatasync's beside them."""
+    """p99 of the first token in ms, round by round: with the journal; without it; and a bare fdatasync's, as often as requests
+    come and beside those without the journal."""
     found: dict[str, list[float]] = {"journal": [], "memory": [], "fdatasync": []}
     fields: dict[str, Any] = {"messages": [{"role": "user", "content": "the sea"}], "max_tokens": 8}
     for number in range(rounds):
         pair = (("journal", durable), ("memory", memory))
         for name, gateway in pair if number % 2 else reversed(pair):
             wire = chat(gateway.address, world.keys[0], **fields)
-            measured = await stream_load.run(gateway.address, 8080, wire, num=num, per_s=per_s, num_chunks=8, seed=seed + number)
+            with bare_syncs(durable.folder / "bare", per_s) if gateway is memory else nullcontext([]) as bare:
+                measured = await stream_load.run(
+                    gateway.address, 8080, wire, num=num, per_s=per_s, num_chunks=8, seed=seed + number
+                )
             if measured.failures:
                 raise RuntimeError(f"{name}: {measured.failures[0]}")
             found[name].append(measured.ttft_ms(0.99))
-        bare = await asyncio.to_thread(bare_syncs_ms, durable.folder, num)
-        found["fdatasync"].append(bare[int(0.99 * len(bare))])
+            if bare:
+                found["fdatasync"].append(bare[int(0.99 * len(bare))])
     return found

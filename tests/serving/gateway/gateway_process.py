@@ -157,7 +157,8 @@ def running_world(folder: Path, tokenizer_json: bytes, window: int = 2048) -> It
         aws.wait(10)
 
 
-def start(world: World, *, journal: Path | None = None, **settings: Any) -> Process:
+def start(world: World, *, journal: Path | None = None, python: Sequence[str] = (), **settings: Any) -> Process:
+    """A gateway process; `python` are options for its interpreter."""
     address = next(addresses)
     folder = world.folder / address
     folder.mkdir()
@@ -174,7 +175,7 @@ def start(world: World, *, journal: Path | None = None, **settings: Any) -> Proc
         "FLOTILLA_POD_NAME": "gateway-0",
         "FLOTILLA_POD_IP": address,
     }
-    command = [sys.executable, "-m", "serving.gateway"]
+    command = [sys.executable, *python, "-m", "serving.gateway"]
     process = subprocess.Popen(command, env=env, cwd=folder, stdout=(folder / "log").open("wb"), stderr=subprocess.PIPE)
     world.processes.append(process)
     return Process(process, address, journal or folder / "journal")
