@@ -14,6 +14,7 @@ from rich.console import Console
 
 from infra.capacity import commands as capacity
 from infra.costs import commands as costs
+from infra.drills import commands as drills
 from infra.embedded import commands as region
 from infra.embedded import fault_commands as faults
 from infra.guardrails import commands as guardrails
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 region.register(app)
 faults.register(app)
+drills.register(app)
 operations.register(app)
 recovery.register(app)
 guardrails.register(app)

@@ -64,6 +64,15 @@ DRILLS = """\
 ## How to drill
 
 ```console
+$ flotilla drill region-loss                                          # two regions of twins of their own, under load; about three minutes
+$ flotilla drill region-loss --kills                                  # and `run` is killed within and after every step; about two more
+```
+
+It takes one region's power and its AWS, runs this runbook as a process of its own, gives the region back and holds every bill against what
+clients and twins saw. It prints a table, writes a report with a timeline, and exits 1 where a promise does not hold. What AWS adds to health
+checks, names and replication is on a simulated clock, and marked so. Step by step, on regions that you have up:
+
+```console
 $ flotilla up --region us-east-2 --region us-west-2 --engine twin     # two regions on this machine
 $ flotilla failover plan us-east-2
 $ flotilla failover run us-east-2 --dry-run                           # looks at everything, writes nothing; the record has the same shape
@@ -71,8 +80,8 @@ $ flotilla failover run us-east-2 --reason drill
 $ flotilla failover failback us-east-2
 ```
 
-On one machine there is no edge: `verify` asks the survivor by its own address, and the emulated AWS is one process for both regions, so
-it shows the steps and not the loss of an AWS region. In production, drill by `run` and `failback` of a region that is well, at a quiet hour: it
+`flotilla fault kill us-east-2` and `flotilla fault cut us-west-2 --of us-east-2` harm one of them, `flotilla fault heal` ends it. The emulated AWS is one
+process for both regions: a cut stands for its loss. In production, drill by `run` and `failback` of a region that is well, at a quiet hour: it
 drains, for {drain:.0f} s at most, and nothing is cut. The unit tests lose a region, kill the run after every write, and plant forbidden
 calls (`tests/infra/recovery/`).
 """

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from infra.drills.figures import Part, table_of
+from infra.drills.judge import Verdict, judge, truths_of
 from tests.drills.metering import cuts, disk, late, retries, storm, throughput
-from tests.drills.metering.judge import Verdict, judge, truths_of
-from tests.drills.metering.report import Part, table_of
 from tests.drills.metering.world import ROOT, DrillWorld, drill_world
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))

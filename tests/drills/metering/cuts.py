@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from infra.drills.streams import Clients, Seen, chat
 from policies.admission import limits_lua
 from serving import series
 
-from .clients import Clients, Seen, chat
 from .world import NUM_TWINS, DrillWorld
 
 CONCURRENCY = 400

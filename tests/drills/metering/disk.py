@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.drills.streams import Clients, Seen, chat
 from serving import series
 
-from .clients import Clients, Seen, chat
 from .world import DrillWorld, GatewayProcess
 
 CONCURRENCY = 16

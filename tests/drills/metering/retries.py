@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.drills.streams import Clients, Seen, chat
 from serving.gateway.claims import claim_pk
 from serving.metering.framing import decode_segment
 
-from .clients import Clients, Seen, chat
 from .world import DrillWorld
 
 CONCURRENCY = 48

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.drills.streams import Clients, Seen, chat
 from serving.metering.events import CountSource, Outcome, UsageClose
 from serving.metering.framing import decode_segment, encode_record, open_events
 from serving.metering.ledger import read_rows
@@ -28,7 +29,6 @@ from serving.metering.recovery import recover, seal
 from serving.metering.rows import LedgerRow, ledger_hash, row_of
 from serving.metering.segments import OPEN, SEALED, list_segments
 
-from .clients import Clients, Seen, chat
 from .world import ARCHIVE, FAR_REGION, REGION, ROOT, DrillWorld, GatewayProcess
 
 CONCURRENCY = 64

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.drills.streams import chat
 from serving.metering.events import CountSource, Outcome, UsageClose, UsageOpen
 from serving.metering.framing import encode_record
 from serving.metering.journal import Journal
 from serving.settings import JournalSettings
 
-from .clients import chat
 from .world import ROOT, DrillWorld, GatewayProcess
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))

@@ -1,4 +1,4 @@
-"""What a part of the drill has to say: figures by name, and whether each holds."""
+"""What a part of a drill has to say: figures by name, and whether each holds."""
 
 from __future__ import annotations
 

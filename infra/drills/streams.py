@@ -1,4 +1,4 @@
-"""Clients of the drill: streams over raw sockets, each of which remembers all that it was sent.
+"""Clients of drills: streams over raw sockets, each of which remembers all that it was sent.
 
 A client library would cost more than the gateways. What a client saw is half of the ground truth; the twins keep the other.
 """
@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 _REQUEST_ID = re.compile(rb"x-request-id: (\S+)")
 _LENGTH = re.compile(rb"content-length: (\d+)")
@@ -58,8 +58,7 @@ class Connection(asyncio.Protocol):
         self._changed: asyncio.Event = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -89,11 +88,16 @@ class Connection(asyncio.Protocol):
         self._over = asyncio.get_running_loop().create_future()
         self._cut_after = cut_after
         self.transport.write(wire)
-        async with asyncio.timeout(limit_s):
-            if cut_when_silent_s is None:
-                await self._over
-            else:
-                await self._silence(self._over, cut_when_silent_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                if cut_when_silent_s is None:
+                    await self._over
+                else:
+                    await self._silence(self._over, cut_when_silent_s)
+        except TimeoutError:  # what of it still comes must not be taken for the next answer
+            self.is_open = False
+            self.transport.abort()
+            raise
         if not self._is_whole():
             self.transport.abort()
             self.is_open = False
@@ -142,15 +146,17 @@ def read(data: bytes) -> Seen:
 
 
 class Clients:
-    """Connections to several gateways, kept between requests."""
+    """Connections to several gateways, or to one edge, kept between requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 8080) -> None:
+        self._port = port
         self._free: dict[str, list[Connection]] = {}
 
     async def ask(self, address: str, wire: bytes, **how: Any) -> Seen:
-        """One request to the gateway at `address`.
+        """One request to whoever listens at `address`.
 
         Raises:
+            TimeoutError: it had not ended within `limit_s`.
             OSError: nobody was there, or it was gone before a byte of the answer.
         """
         free = self._free.setdefault(address, [])
@@ -159,7 +165,7 @@ class Clients:
             if connection.is_open:
                 break
         else:
-            _, connection = await asyncio.get_running_loop().create_connection(Connection, address, 8080)
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, address, self._port)
         try:
             return await connection.ask(wire, **how)
         finally:

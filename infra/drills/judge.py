@@ -15,10 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.drills.streams import Seen
 from serving.metering.events import Outcome
 from serving.metering.rows import LedgerRow
-
-from .clients import Seen
 
 PROGRESS_TOKENS = 32
 """`JournalSettings.progress_tokens`: no client gets more than that beyond what is on the disk."""
@@ -61,8 +60,16 @@ def truths_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[st
     return found
 
 
-def judge(truths: Truths, seen: Mapping[str, Seen], rows: Iterable[LedgerRow], requests: Mapping[str, str]) -> Verdict:
-    """`requests` maps event ids to the ids that clients and twins know."""
+def judge(
+    truths: Truths,
+    seen: Mapping[str, Seen],
+    rows: Iterable[LedgerRow],
+    requests: Mapping[str, str],
+    *,
+    some_twins_died: bool = False,
+) -> Verdict:
+    """`requests` maps event ids to the ids that clients and twins know. `some_twins_died`: and their records with them, so
+    what no twin tells of is held against what its client saw, and counted as `told_by_client`."""
     verdict = Verdict()
     by_request: dict[str, list[LedgerRow]] = {}
     for row in rows:
@@ -70,14 +77,18 @@ def judge(truths: Truths, seen: Mapping[str, Seen], rows: Iterable[LedgerRow], r
         verdict.billed_tokens += row.output_tokens
     for request_id in truths.keys() | seen.keys():
         answer, tried = seen.get(request_id), truths.get(request_id, ())
-        if not tried and (answer is None or not answer.is_done):
+        has_begun = answer is not None and (answer.is_done or (some_twins_died and answer.num_tokens > 0))
+        if not tried and not has_begun:
             continue  # refused before an engine was asked
         verdict.counts["requests"] += 1
         match by_request.get(request_id, []):
             case []:
                 verdict.fault("lost", request_id, f"{len(tried)} engines were asked and nothing is billed")
             case [row]:
-                _judge_row(verdict, request_id, row, tried, answer)
+                if tried or not some_twins_died:
+                    _judge_row(verdict, request_id, row, tried, answer)
+                else:
+                    _judge_by_client(verdict, request_id, row, seen[request_id])
             case several:
                 verdict.fault("doubled", request_id, f"{len(several)} events")
     return verdict
@@ -107,3 +118,16 @@ def _judge_row(
             verdict.fault("under", request_id, f"billed {row.output_tokens}, the client saw {num_seen}")
     elif not num_seen <= row.output_tokens <= sent:
         verdict.fault("inexact", request_id, f"{row.outcome}: billed {row.output_tokens}, seen {num_seen}, sent {sent}")
+
+
+def _judge_by_client(verdict: Verdict, request_id: str, row: LedgerRow, answer: Seen) -> None:
+    verdict.counts[row.outcome] += 1
+    verdict.counts["told_by_client"] += 1
+    if answer.is_done and answer.usage_tokens != row.output_tokens:
+        verdict.fault("inexact", request_id, f"billed {row.output_tokens}, the client was told {answer.usage_tokens}")
+    elif row.outcome == Outcome.GATEWAY_CRASH:
+        verdict.max_under_tokens = max(verdict.max_under_tokens, answer.num_tokens - row.output_tokens)
+        if answer.num_tokens - row.output_tokens > PROGRESS_TOKENS:
+            verdict.fault("under", request_id, f"billed {row.output_tokens}, the client saw {answer.num_tokens}")
+    elif answer.num_tokens > row.output_tokens:
+        verdict.fault("under", request_id, f"{row.outcome}: billed {row.output_tokens}, the client saw {answer.num_tokens}")
