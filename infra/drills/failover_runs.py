@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -132,16 +133,25 @@ def _is_past(record: RunRecord, name: str, wanted: State) -> bool:
 
 
 async def _killed_at(regions: TwoRegions, lost: str, name: str, wanted: State) -> bool:
-    """Runs until the process says that `name` is in the state, and kills it; False if it ended before."""
-    process = await _start(regions, "run", lost, "--reason", "drill")
-    assert process.stdout is not None
-    async with asyncio.timeout(LIMIT_S):
-        async for line in process.stdout:
-            said = _LINE.match(line.decode())
-            if said is not None and said[2] == name and said[1] in _said_as(wanted):
-                process.send_signal(signal.SIGKILL)
+    """Runs until the process says that `name` is in the state, and kills it; False if it ended before.
+
+    By a thread that waits for nothing else: the next step is written down milliseconds after one is done.
+    """
+    return await asyncio.to_thread(_kill_as_it_says, regions, lost, name, _said_as(wanted))
+
+
+def _kill_as_it_says(regions: TwoRegions, lost: str, name: str, words: tuple[str, ...]) -> bool:
+    command = regions.command("failover", "run", lost, "--reason", "drill")
+    with subprocess.Popen(
+        command, env=_env(regions), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said = _LINE.match(line)
+            if said is not None and said[2] == name and said[1] in words:
+                process.kill()
                 break
-        return await process.wait() == -signal.SIGKILL
+        return process.wait(LIMIT_S) == -signal.SIGKILL
 
 
 def _said_as(state: State) -> tuple[str, ...]:
@@ -149,7 +159,13 @@ def _said_as(state: State) -> tuple[str, ...]:
 
 
 async def _start(regions: TwoRegions, *arguments: str) -> asyncio.subprocess.Process:
-    env = {**regions.env, "FLOTILLA_API_KEY": regions.target.api_key}
     return await asyncio.create_subprocess_exec(
-        *regions.command("failover", *arguments), env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *regions.command("failover", *arguments),
+        env=_env(regions),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
+
+
+def _env(regions: TwoRegions) -> dict[str, str]:
+    return {**regions.env, "FLOTILLA_API_KEY": regions.target.api_key}
