@@ -168,7 +168,10 @@ def test_what_scaling_asks_for_is_scraped_with_the_labels_it_asks_by(graphs: dic
     assert added["fleet"] == ["__meta_kubernetes_pod_label_flotilla_dev_fleet"]
     query = scaled(graph)["engine-small"]["triggers"][1]["metadata"]["query"].split(") * (")[0]
     asked_by = set(re.findall(r"(\w+)=~?\"", query))
-    assert asked_by == {"model_name", "fleet"} and "model_name" not in added, "vLLM's own label must win"
+    assert asked_by == {"model_name", "fleet", "model"}
+    assert "model_name" not in added, "vLLM's own label must win"
+    relabelled = monitors["gateway"]["podMetricsEndpoints"][0].get("relabelings", ())
+    assert "model" not in {rule["targetLabel"] for rule in relabelled}, "the gateway's own label must win"
     fleets = re.search(r'fleet=~"([^"]+)"', query)
     assert fleets and {
         labels(workloads(graph)[name])["flotilla.dev/fleet"] for name in ("engine-small", "engine-small-overflow")
