@@ -24,7 +24,9 @@ def checks_of(graph: Graph) -> dict[str, tuple[Check, ...]]:
     for record in answers:
         (calculated,) = _named(record.inputs["healthCheckId"], checks)
         children = _named(calculated.inputs["childHealthchecks"], checks)
-        found[str(record.inputs["setIdentifier"])] = tuple(_check(child, region_of) for child in children)
+        # The program names them in no certain order, and another order would roll the edge.
+        asked = sorted((_check(child, region_of) for child in children), key=lambda check: (check.asked, check.path))
+        found[str(record.inputs["setIdentifier"])] = tuple(asked)
     return found
 
 

@@ -90,6 +90,11 @@ def test_a_region_gets_traffic_while_it_is_well_and_no_other_says_that_it_is_eva
     assert {region for region in REGIONS if rotation.is_in_rotation(checks[region], here)} == in_rotation, "one machine's edge"
 
 
+def test_checks_come_in_one_order_though_the_program_names_them_in_none(edge: Graph) -> None:
+    for checks in checks_of(edge).values():
+        assert list(checks) == sorted(checks, key=lambda check: (check.asked, check.path)), "another order would roll the edge"
+
+
 def test_a_lone_region_depends_on_its_own_check_alone(recorded: dict[str, Graph]) -> None:
     health = one(recorded[ONE_REGION], CHECK, "records-health-us-east-2").inputs
     assert health["childHealthThreshold"] == 1 and names_in(health["childHealthchecks"]) == {"records-check-us-east-2"}
