@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from tests.drills import drill_metering
+from tests.drills.metering import storm
+from tests.drills.metering.world import DrillWorld, GatewayProcess, Nursery
 
 WRONGS = ("num_lost", "num_doubled", "num_inexact", "num_over", "num_under")
 SHORT = [
@@ -34,3 +39,11 @@ def test_whatever_is_killed_torn_full_or_throttled_every_bill_is_what_arrived() 
     assert [again[f"num_{wrong}"] for wrong in ("generated_twice", "billed_twice", "unbilled", "unlike", "other")] == [0] * 5
     assert again["num_generated"] + again["num_replayed"] > 40
     assert found["control"]["num_lost"] > 0, "the check has teeth"
+
+
+def test_a_gateway_that_comes_up_is_not_killed_again_for_the_answers_its_kill_cut(tmp_path: Path) -> None:
+    gateways = [GatewayProcess(name, "127.0.0.1", tmp_path, {}, cast("Nursery", None)) for name in ("up", "down", "idle")]
+    running = storm.Storm(cast("DrillWorld", SimpleNamespace(gateways=gateways)), 1, print)
+    running.down.add("down")
+    running.served.update(up=storm.SERVED_BEFORE_KILL, down=64)
+    assert [gateway.name for gateway in running.busy()] == ["up"]

@@ -6,10 +6,12 @@ from them: a process of its own, which may be killed. Reads a JSON document a li
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 from serving.gateway.__main__ import main as gateway
@@ -22,6 +24,7 @@ def _live(order: dict[str, Any]) -> int:
     for descriptor, target in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
         os.dup2(descriptor, target)
     os.chdir(order["cwd"])
+    faulthandler.register(signal.SIGUSR1)  # every thread's stack, for a gateway that does not come up
     os.environ.clear()
     os.environ.update(order["env"])
     gateway_faults.install(order["faults"])
@@ -38,7 +41,10 @@ def main() -> int:
             code = 1
             try:
                 code = _live(order)
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(code)
         print(pid, flush=True)
     return 0

@@ -62,12 +62,13 @@ class Storm:
         self.num_torn_tails = 0
         self.num_torn_alike = 0
         """Copies of dead journals that were torn again, and gave the same bill."""
+        self.down: set[str] = set()
+        """Names of the gateways between a kill and the end of their recovery."""
+        self.served: Counter[str] = Counter()
+        """Answers of each gateway in its present life."""
         self._world = world
         self._rng = random.Random(seed)
         self._say = say
-        self._down: set[str] = set()
-        self._served: Counter[str] = Counter()
-        """Answers of each gateway in its present life."""
 
     async def run(self, num_requests: int, num_kills: int, num_valkey_kills: int) -> None:
         """At least so many requests have ended, all kills have been made in their midst, and all gateways are up."""
@@ -104,8 +105,7 @@ class Storm:
                 "temperature": 1,
             }
             while True:
-                up = [gateway for gateway in self._world.gateways if gateway.name not in self._down]
-                gateway = rng.choice(up or self._world.gateways)
+                gateway = rng.choice(self._up() or self._world.gateways)
                 wire = chat(gateway.address, rng.choice(self._world.keys), **fields)
                 try:
                     answer = await clients.ask(gateway.address, wire, **how)
@@ -113,7 +113,7 @@ class Storm:
                     self.load.num_unheard += 1
                     await asyncio.sleep(0.02)
                     continue
-                self._served[gateway.name] += 1
+                self.served[gateway.name] += 1
                 if answer.request_id:
                     self.load.seen[answer.request_id] = answer
                 if answer.status == 503:
@@ -133,19 +133,26 @@ class Storm:
             await act()
 
     async def _kill_gateway(self) -> None:
-        while not (busy := [one for one in self._world.gateways if self._served[one.name] >= SERVED_BEFORE_KILL]):
+        while not (busy := self.busy()):
             await asyncio.sleep(0.005)
         gateway = self._rng.choice(busy)
-        self._down.add(gateway.name)
-        self._served[gateway.name] = 0
+        self.down.add(gateway.name)
+        self.served[gateway.name] = 0
         await asyncio.to_thread(gateway.kill)
         self._tear(gateway)
         began_s = time.monotonic()
         gateway.start()
         await asyncio.to_thread(gateway.wait_ready)
         gateway.recoveries_s.append(time.monotonic() - began_s)
-        self._served[gateway.name] = 0
-        self._down.discard(gateway.name)
+        self.served[gateway.name] = 0
+        self.down.discard(gateway.name)
+
+    def _up(self) -> list[GatewayProcess]:
+        return [gateway for gateway in self._world.gateways if gateway.name not in self.down]
+
+    def busy(self) -> list[GatewayProcess]:
+        """Those that are up and have served. What a kill cut counts as served too, so one that is coming up may have plenty."""
+        return [gateway for gateway in self._up() if self.served[gateway.name] >= SERVED_BEFORE_KILL]
 
     async def _kill_valkey(self) -> None:
         await asyncio.to_thread(self._world.restart_valkey)

@@ -140,8 +140,13 @@ class GatewayProcess:
     def wait_ready(self) -> None:
         deadline_s = time.monotonic() + READY_S
         while not self.ready():
-            if not self.is_alive() or time.monotonic() > deadline_s:
-                raise RuntimeError(f"{self.name} does not come up: {self.log.read_text()[-2000:]}")
+            if not self.is_alive():
+                raise RuntimeError(f"{self.name} ended before it was ready: {self.log.read_text()[-2000:]}")
+            if time.monotonic() > deadline_s:
+                said = self.readiness()
+                os.kill(self.pid, signal.SIGUSR1)
+                time.sleep(0.5)
+                raise RuntimeError(f"{self.name} is not ready after {READY_S:g} s: {said}\n{self.log.read_text()[-4000:]}")
             time.sleep(0.02)
 
     def metric(self, name: str) -> float:
