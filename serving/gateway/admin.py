@@ -26,6 +26,7 @@ from serving.gateway.errors import ApiError
 from serving.gateway.tenants import (
     MAX_BUDGET_MICRO_USD,
     TENANT_ID,
+    TRUST_GROUP,
     UNKNOWN,
     Key,
     KeyDead,
@@ -71,6 +72,7 @@ class TenantChange(BaseModel):
     models: Annotated[list[str], Field(min_length=1)] | None = None
     auto_floor: ModelClass | None = None
     auto_ceiling: ModelClass | None = None
+    trust_group: Annotated[str, Field(pattern=f"^{TRUST_GROUP.pattern}$")] | None = None
 
 
 class NewTenant(TenantChange):

@@ -53,7 +53,7 @@ class Principal:
     tenant: Tenant
     key_id: str
     cache_salt: str
-    """Keeps the tenant's prefix cache apart from others'. Hex, so an engine takes it as it is."""
+    """Keeps the tenant's caches apart from others', but for those of its trust group. Hex, so an engine takes it as it is."""
     budget_share_percent: int | None = None
     """Of its tenant's budgets, what this key may spend; None: all."""
 
@@ -175,8 +175,13 @@ class Authenticator:
         if found is None or found[0].key.revoked_at_ms is not None:
             return None
         key, tenant = found[0].key, found[1]
-        salt = hmac.digest(self._salt_secret, tenant.id.encode(), "sha256").hex()
-        return Principal(key.narrowed(tenant), key.key_id, salt, key.budget_share_percent)
+        return Principal(key.narrowed(tenant), key.key_id, _salt_of(self._salt_secret, tenant), key.budget_share_percent)
+
+
+def _salt_of(secret: bytes, tenant: Tenant) -> str:
+    """The salt of the tenant, or of the trust group that it opted into; no tenant is called like a group with its `group:`."""
+    name = tenant.id if tenant.trust_group is None else f"group:{tenant.trust_group}"
+    return hmac.digest(secret, name.encode(), "sha256").hex()
 
 
 def _unavailable() -> ApiError:

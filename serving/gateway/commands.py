@@ -17,6 +17,7 @@ from rich.table import Table
 from serving.errors import UserError
 from serving.gateway import admin_client
 from serving.gateway.admin_client import ChatEnd
+from serving.gateway.tenants import TRUST_GROUP
 from serving.target import LOCAL, load_target
 
 Env = Annotated[str, typer.Option("--env", help="Environment to speak to.")]
@@ -38,6 +39,9 @@ AutoFloor = Annotated[
     str | None, typer.Option(metavar="CLASS|none", help="The smallest model class that answers the tenant's requests for `auto`.")
 ]
 AutoCeiling = Annotated[str | None, typer.Option(metavar="CLASS|none", help="The largest.")]
+TrustGroup = Annotated[
+    str | None, typer.Option(metavar="NAME|none", help="Tenants of one group share prefix caches; with nobody if left out.")
+]
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, as `flotilla keys list` shows it.")]
 
@@ -109,6 +113,7 @@ def create_tenant(
     models: ModelNames = None,
     auto_floor: AutoFloor = None,
     auto_ceiling: AutoCeiling = None,
+    trust_group: TrustGroup = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
@@ -124,7 +129,7 @@ def create_tenant(
         "output_tokens_per_min": output_tokens_per_min,
     }
     fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
-    fields |= _auto_fields(auto_floor, auto_ceiling)
+    fields |= _auto_fields(auto_floor, auto_ceiling) | _trust_fields(trust_group)
     _show_tenants([admin_client.create_tenant(load_target(env), tenant, **fields)], as_json, single=True)
 
 
@@ -155,6 +160,7 @@ def set_tenant(
     models: ModelNames = None,
     auto_floor: AutoFloor = None,
     auto_ceiling: AutoCeiling = None,
+    trust_group: TrustGroup = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
@@ -170,7 +176,7 @@ def set_tenant(
         "output_tokens_per_min": output_tokens_per_min,
     }
     fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
-    fields |= _auto_fields(auto_floor, auto_ceiling)
+    fields |= _auto_fields(auto_floor, auto_ceiling) | _trust_fields(trust_group)
     if not fields:
         raise UserError("nothing to change was given", "see `flotilla tenants set --help`")
     _show_tenants([admin_client.set_tenant(load_target(env), tenant, **fields)], as_json, single=True)
@@ -325,6 +331,14 @@ def _auto_fields(floor: str | None, ceiling: str | None) -> dict[str, Any]:
     return {name: None if text == NO_BOUND else text for name, text in given.items() if text is not None}
 
 
+def _trust_fields(group: str | None) -> dict[str, Any]:
+    if group is None:
+        return {}
+    if not TRUST_GROUP.fullmatch(group):
+        raise UserError(f"--trust-group is {group!r}; must be lower-case letters, digits and hyphens, or `{NO_BOUND}`")
+    return {"trust_group": None if group == NO_BOUND else group}
+
+
 def _limit(name: str, text: str) -> int | None:
     if text == UNLIMITED:
         return None
@@ -346,12 +360,12 @@ def _show_tenants(tenants: Sequence[dict[str, Any]], as_json: bool, *, single: b
     if as_json:
         _print_json(tenants[0] if single else tenants)
         return
-    table = Table("tenant", "band", "weight", *_LIMIT_TITLES.values(), "models", "auto", box=None)
+    table = Table("tenant", "band", "weight", *_LIMIT_TITLES.values(), "models", "auto", "trust group", box=None)
     for tenant in tenants:
         shown = [_shown(name, tenant.get(name)) for name in _LIMIT_TITLES]
         models = ALL_MODELS if tenant["models"] is None else ", ".join(tenant["models"])
         auto = f"{tenant.get('auto_floor') or ''}…{tenant.get('auto_ceiling') or ''}"
-        table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models, auto)
+        table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models, auto, tenant.get("trust_group") or "")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_BUDGET_MICRO_USD = 1_000_000_000_000
 """A million dollars: nine of them are what the cache's numbers hold exactly."""
 TENANT_ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
+TRUST_GROUP = TENANT_ID
+"""Names of trust groups look like those of tenants, and are no tenants."""
 Weight = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 """The tenant's share within its band, relative to others."""
 LimitValue = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
@@ -63,6 +65,8 @@ class Tenant(msgspec.Struct, frozen=True):
     auto_floor: ModelClass | None = None
     auto_ceiling: ModelClass | None = None
     """The smallest and the largest class that answers to `auto`; None: any that it may use."""
+    trust_group: str | None = None
+    """The tenants that it shares prefix caches with, all that name this group; None: it shares with nobody."""
 
     @property
     def limits(self) -> Limits:

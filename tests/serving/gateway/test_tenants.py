@@ -66,6 +66,7 @@ FULL = Tenant(
     budget_month_micro_usd=10**12,
     auto_floor="small",
     auto_ceiling="medium",
+    trust_group="shop",
 )
 
 
