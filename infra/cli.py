@@ -21,6 +21,7 @@ from infra.guardrails import commands as guardrails
 from infra.images import commands as images
 from infra.operations import commands as operations
 from infra.recovery import commands as recovery
+from infra.restores import commands as restores
 from infra.scaling import commands as scaling
 from serving.errors import UserError
 from serving.gateway import commands as gateway
@@ -40,6 +41,7 @@ faults.register(app)
 drills.register(app)
 operations.register(app)
 recovery.register(app)
+restores.register(app)
 guardrails.register(app)
 costs.register(app)
 capacity.register(app)

@@ -82,7 +82,8 @@ $ flotilla failover failback us-east-2
 
 `flotilla fault kill us-east-2` and `flotilla fault cut us-west-2 --of us-east-2` harm one of them, `flotilla fault heal` ends it. The emulated AWS is one
 process for both regions: a cut stands for its loss. In production, drill by `run` and `failback` of a region that is well, at a quiet hour: it
-drains, for {drain:.0f} s at most, and nothing is cut. The unit tests lose a region, kill the run after every write, and plant forbidden
+drains, for {drain:.0f} s at most, and nothing is cut. Backups are drilled by `flotilla restore ledger|registry --drop` and
+`flotilla restore state --dry-run` ([when to use which](operations.md#restore-from-a-backup)). The unit tests lose a region, kill the run after every write, and plant forbidden
 calls (`tests/infra/recovery/`).
 """
 

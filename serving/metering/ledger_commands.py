@@ -25,7 +25,9 @@ from serving.metering.audit import Audit, audit
 from serving.metering.books import Books
 from serving.metering.engine_counts import reconcile_hour
 from serving.metering.exporting import Sink, export
-from serving.metering.ledger import PutResult, create_table, put_rows, read_rows
+from serving.metering.ledger import PutResult, put_rows
+from serving.metering.rebuilding import read_all
+from serving.metering.rebuilding import rebuild as rebuild_
 from serving.metering.report import format_usd, parse_month, parse_since
 from serving.metering.rerating import rerate
 from serving.metering.rows import LedgerRow, ledger_hash, rows_of, utc_day, utc_days
@@ -34,7 +36,6 @@ from serving.metering.sinks import CloudEventsSink, StripeSink
 from serving.target import LOCAL, Target, load_target
 
 DAY_MS = 86_400_000
-ALL_TIME_MS = 2**53
 
 Env = Annotated[str, typer.Option("--env", help="Environment to speak to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
@@ -111,11 +112,8 @@ def rebuild(
     Exit code 1 where they differ.
     """
     books = Books.of(load_target(env), region)
-    create_table(books.dynamodb, table)
-    results: Counter[PutResult] = Counter()
-    for _, segment in books.segments():
-        results += put_rows(books.dynamodb, table, rows_of(segment))
-    hashes = {name: ledger_hash(read_rows(books.dynamodb, name, None, 0, ALL_TIME_MS)) for name in (table, books.table)}
+    results = rebuild_(books, table)
+    hashes = {name: ledger_hash(read_all(books, name)) for name in (table, books.table)}
     is_same = len(set(hashes.values())) == 1
     if as_json:
         typer.echo(msgspec.json.encode({"results": _counts(results), "hashes": hashes, "is_same": is_same}))
