@@ -71,6 +71,42 @@ def set_tenant(target: Target, tenant: str, **fields: Any) -> dict[str, Any]:
     return _admin(target, "PATCH", f"/tenants/{quote(tenant, safe='')}", fields)
 
 
+def list_plans(target: Target) -> list[dict[str, Any]]:
+    """All plans, by id."""
+    plans: list[dict[str, Any]] = _admin(target, "GET", "/plans")["plans"]
+    return plans
+
+
+def show_plan(target: Target, plan: str) -> dict[str, Any]:
+    """One plan and how many tenants are on it."""
+    return _admin(target, "GET", f"/plans/{quote(plan, safe='')}")
+
+
+def create_plan(target: Target, plan: str, **terms: Any) -> dict[str, Any]:
+    """Make a plan. Refuses an id that exists."""
+    return _admin(target, "POST", "/plans", {"id": plan, **terms})
+
+
+def set_plan(target: Target, plan: str, **terms: Any) -> dict[str, Any]:
+    """Change the given terms of a plan, and so of the tenants on it."""
+    return _admin(target, "PATCH", f"/plans/{quote(plan, safe='')}", terms)
+
+
+def delete_plan(target: Target, plan: str) -> dict[str, Any]:
+    """Delete a plan that nobody is on."""
+    return _admin(target, "DELETE", f"/plans/{quote(plan, safe='')}")
+
+
+def show_policy(target: Target, tenant: str) -> dict[str, Any]:
+    """A tenant's policies, as one document."""
+    return _admin(target, "GET", f"/tenants/{quote(tenant, safe='')}/policy")
+
+
+def set_policy(target: Target, tenant: str, policy: Mapping[str, Any]) -> dict[str, Any]:
+    """Set a tenant's policies; what the document leaves out is the default."""
+    return _admin(target, "PUT", f"/tenants/{quote(tenant, safe='')}/policy", policy)
+
+
 def create_key(target: Target, tenant: str, *, name: str = "") -> str:
     """A new key's secret."""
     key: str = create_key_record(target, tenant, name=name)["key"]

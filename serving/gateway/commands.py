@@ -6,8 +6,9 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,45 +19,18 @@ from serving.errors import UserError
 from serving.gateway import admin_client
 from serving.gateway.admin_client import ChatEnd
 from serving.gateway.tenants import TRUST_GROUP
+from serving.gateway.term_options import NO_BOUND, TITLES, shown_terms, takes_terms, term_of
 from serving.target import LOCAL, load_target
 
 Env = Annotated[str, typer.Option("--env", help="Environment to speak to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id: lower-case letters, digits and dashes.")]
-Band = Annotated[str | None, typer.Option(help="Priority: interactive, standard or batch.")]
-Weight = Annotated[int | None, typer.Option(help="Share within the band, 1 to 1000.")]
-RequestsPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests a minute.")]
-TokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens a minute, prompt and answer together.")]
-Concurrency = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Requests at once.")]
-InputTokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens of prompts a minute.")]
-OutputTokensPerMin = Annotated[str | None, typer.Option(metavar="N|unlimited", help="Tokens of answers a minute.")]
-BudgetDay = Annotated[
-    str | None, typer.Option("--budget-day-usd", metavar="USD|unlimited", help="Dollars a day, by UTC; 12.50, for one.")
-]
-BudgetMonth = Annotated[str | None, typer.Option("--budget-month-usd", metavar="USD|unlimited", help="Dollars a month, by UTC.")]
-ModelNames = Annotated[str | None, typer.Option("--models", metavar="A,B|all", help="Model classes the tenant may use.")]
-AutoFloor = Annotated[
-    str | None, typer.Option(metavar="CLASS|none", help="The smallest model class that answers the tenant's requests for `auto`.")
-]
-AutoCeiling = Annotated[str | None, typer.Option(metavar="CLASS|none", help="The largest.")]
 TrustGroup = Annotated[
     str | None, typer.Option(metavar="NAME|none", help="Tenants of one group share prefix caches; with nobody if left out.")
 ]
-
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, as `flotilla keys list` shows it.")]
 
-UNLIMITED = "unlimited"
-_LIMIT_TITLES = {
-    "requests_per_min": "requests/min",
-    "tokens_per_min": "tokens/min",
-    "input_tokens_per_min": "input/min",
-    "output_tokens_per_min": "output/min",
-    "concurrency": "at once",
-    "budget_day_micro_usd": "a day",
-    "budget_month_micro_usd": "a month",
-}
-ALL_MODELS = "all"
-NO_BOUND = "none"
+NO_PLAN = "none"
 _SPAN = re.compile(r"(\d{1,6})([smhd])")
 _SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -99,37 +73,22 @@ def chat(
 
 
 @tenants_app.command("create")
+@takes_terms
 def create_tenant(
     tenant: TenantName,
-    band: Band = None,
-    weight: Weight = None,
-    requests_per_min: RequestsPerMin = None,
-    tokens_per_min: TokensPerMin = None,
-    concurrency: Concurrency = None,
-    input_tokens_per_min: InputTokensPerMin = None,
-    output_tokens_per_min: OutputTokensPerMin = None,
-    budget_day: BudgetDay = None,
-    budget_month: BudgetMonth = None,
-    models: ModelNames = None,
-    auto_floor: AutoFloor = None,
-    auto_ceiling: AutoCeiling = None,
+    terms: dict[str, Any],
+    plan: Annotated[str | None, typer.Option(metavar="PLAN", help="Terms that it shares; those given here are its own.")] = None,
     trust_group: TrustGroup = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
-    """Make a tenant. What is left out is unlimited, and every model is allowed.
+    """Make a tenant. What neither its plan nor this says is unlimited, and every model is allowed.
 
-    Example: `flotilla tenants create acme --requests-per-min 600 --models small`
+    Example: `flotilla tenants create acme --plan gold --requests-per-min 600`
     """
-    limits = {
-        "requests_per_min": requests_per_min,
-        "tokens_per_min": tokens_per_min,
-        "concurrency": concurrency,
-        "input_tokens_per_min": input_tokens_per_min,
-        "output_tokens_per_min": output_tokens_per_min,
-    }
-    fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
-    fields |= _auto_fields(auto_floor, auto_ceiling) | _trust_fields(trust_group)
+    fields = {**terms, **_trust_fields(trust_group)}
+    if plan is not None:
+        fields["plan"] = plan
     _show_tenants([admin_client.create_tenant(load_target(env), tenant, **fields)], as_json, single=True)
 
 
@@ -146,40 +105,58 @@ def show_tenant(tenant: TenantName, as_json: Json = False, env: Env = LOCAL) -> 
 
 
 @tenants_app.command("set")
+@takes_terms
 def set_tenant(
     tenant: TenantName,
-    band: Band = None,
-    weight: Weight = None,
-    requests_per_min: RequestsPerMin = None,
-    tokens_per_min: TokensPerMin = None,
-    concurrency: Concurrency = None,
-    input_tokens_per_min: InputTokensPerMin = None,
-    output_tokens_per_min: OutputTokensPerMin = None,
-    budget_day: BudgetDay = None,
-    budget_month: BudgetMonth = None,
-    models: ModelNames = None,
-    auto_floor: AutoFloor = None,
-    auto_ceiling: AutoCeiling = None,
+    terms: dict[str, Any],
+    plan: Annotated[
+        str | None, typer.Option(metavar="PLAN|none", help="Terms that it shares from now on. With none it keeps what it has.")
+    ] = None,
+    inherit: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Its own terms to be its plan's again, such as requests-per-min,models.")
+    ] = None,
     trust_group: TrustGroup = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
     """Change a tenant; what is left out stays. It holds within seconds.
 
+    On a plan, what is given here is the tenant's own from now on, and no change of the plan reaches it.
+
     Example: `flotilla tenants set acme --tokens-per-min unlimited --band interactive`
     """
-    limits = {
-        "requests_per_min": requests_per_min,
-        "tokens_per_min": tokens_per_min,
-        "concurrency": concurrency,
-        "input_tokens_per_min": input_tokens_per_min,
-        "output_tokens_per_min": output_tokens_per_min,
-    }
-    fields = _fields(band, weight, limits, {"day": budget_day, "month": budget_month}, models)
-    fields |= _auto_fields(auto_floor, auto_ceiling) | _trust_fields(trust_group)
+    fields = {**terms, **_trust_fields(trust_group)}
+    if plan is not None:
+        fields["plan"] = None if plan == NO_PLAN else plan
+    if inherit is not None:
+        fields["inherit"] = [term_of(name.strip()) for name in inherit.split(",")]
     if not fields:
         raise UserError("nothing to change was given", "see `flotilla tenants set --help`")
     _show_tenants([admin_client.set_tenant(load_target(env), tenant, **fields)], as_json, single=True)
+
+
+@tenants_app.command("policy")
+def policy(
+    tenant: TenantName,
+    file: Annotated[
+        Path | None, typer.Option("--set", metavar="FILE", help="JSON to set it to; what the file leaves out is the default.")
+    ] = None,
+    env: Env = LOCAL,
+) -> None:
+    """Show how a tenant's requests may be changed on their way, as one JSON document, or set it.
+
+    What this prints is what `--set` takes: change it, and set it again.
+
+    Example: `flotilla tenants policy acme > acme.json; flotilla tenants policy acme --set acme.json`
+    """
+    if file is None:
+        _print_json(admin_client.show_policy(load_target(env), tenant))
+        return
+    try:
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {error}", "give a file with what `flotilla tenants policy TENANT` prints") from error
+    _print_json(admin_client.set_policy(load_target(env), tenant, document))
 
 
 @keys_app.command("create")
@@ -306,31 +283,6 @@ def _end_chat(answer: str, end: ChatEnd, as_json: bool) -> None:
     Console(stderr=True).print(f"{line} · {rate:.1f} tokens/s", style="dim", highlight=False)
 
 
-def _fields(
-    band: str | None,
-    weight: int | None,
-    limits: Mapping[str, str | None],
-    budgets: Mapping[str, str | None],
-    models: str | None,
-) -> dict[str, Any]:
-    """The fields that were given, as the admin API takes them."""
-    fields: dict[str, Any] = {}
-    if band is not None:
-        fields["band"] = band
-    if weight is not None:
-        fields["weight"] = weight
-    fields |= {name: _limit(name, text) for name, text in limits.items() if text is not None}
-    fields |= {f"budget_{span}_micro_usd": _budget(span, text) for span, text in budgets.items() if text is not None}
-    if models is not None:
-        fields["models"] = None if models == ALL_MODELS else [name.strip() for name in models.split(",")]
-    return fields
-
-
-def _auto_fields(floor: str | None, ceiling: str | None) -> dict[str, Any]:
-    given = {"auto_floor": floor, "auto_ceiling": ceiling}
-    return {name: None if text == NO_BOUND else text for name, text in given.items() if text is not None}
-
-
 def _trust_fields(group: str | None) -> dict[str, Any]:
     if group is None:
         return {}
@@ -339,40 +291,18 @@ def _trust_fields(group: str | None) -> dict[str, Any]:
     return {"trust_group": None if group == NO_BOUND else group}
 
 
-def _limit(name: str, text: str) -> int | None:
-    if text == UNLIMITED:
-        return None
-    if not text.isdecimal():
-        raise UserError(f"--{name.replace('_', '-')} is {text!r}; must be a number or `{UNLIMITED}`")
-    return int(text)
-
-
-def _budget(span: str, text: str) -> int | None:
-    if text == UNLIMITED:
-        return None
-    match = re.fullmatch(r"(\d{1,7})(?:\.(\d{1,6}))?", text, re.ASCII)
-    if match is None:
-        raise UserError(f"--budget-{span}-usd is {text!r}; must be dollars, such as 12.50, or `{UNLIMITED}`")
-    return int(match[1]) * 1_000_000 + int((match[2] or "").ljust(6, "0"))
-
-
 def _show_tenants(tenants: Sequence[dict[str, Any]], as_json: bool, *, single: bool = False) -> None:
     if as_json:
         _print_json(tenants[0] if single else tenants)
         return
-    table = Table("tenant", "band", "weight", *_LIMIT_TITLES.values(), "models", "auto", "trust group", box=None)
+    table = Table("tenant", "plan", *TITLES, "trust group", box=None)
     for tenant in tenants:
-        shown = [_shown(name, tenant.get(name)) for name in _LIMIT_TITLES]
-        models = ALL_MODELS if tenant["models"] is None else ", ".join(tenant["models"])
-        auto = f"{tenant.get('auto_floor') or ''}…{tenant.get('auto_ceiling') or ''}"
-        table.add_row(tenant["id"], tenant["band"], str(tenant["weight"]), *shown, models, auto, tenant.get("trust_group") or "")
+        own = tenant.get("overrides") or ()
+        plan = tenant.get("plan") or "–"
+        table.add_row(
+            tenant["id"], f"{plan} + {len(own)} own" if own else plan, *shown_terms(tenant), tenant.get("trust_group") or "–"
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _shown(name: str, limit: int | None) -> str:
-    if limit is None:
-        return UNLIMITED
-    return f"${limit / 1e6:,.2f}" if name.endswith("_micro_usd") else f"{limit:,}"
 
 
 def _time(time_ms: int | None) -> str:

@@ -12,6 +12,9 @@ from serving.gateway.errors import ApiError
 
 log = structlog.get_logger()
 
+_KINDS = {"extra_forbidden": errors.UNSUPPORTED_PARAMETER, "missing": errors.MISSING_PARAMETER}
+"""What pydantic calls a mistake, where it is not simply a value."""
+
 
 def install(app: FastAPI) -> None:
     """Answer every failure of `app`'s routes with an error document."""
@@ -29,14 +32,22 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return answer(ApiError(errors.INVALID_VALUE, f"`{param or 'body'}`: {first['msg']}.", param=param))
+        return answer(invalid_value(error))
 
     @app.exception_handler(Exception)
     async def broke(request: Request, error: Exception) -> Response:
         log.error("route_broke", path=request.url.path, exc_info=error)
         return answer(ApiError(errors.INTERNAL_ERROR, "Something went wrong here."))
+
+
+def invalid_value(error: RequestValidationError) -> ApiError:
+    """All that is wrong with a request in one refusal: `param` names the first field, `message` has a sentence for each. The code
+    is the kind of mistake where all are of one kind."""
+    found = error.errors()
+    params = [".".join(str(part) for part in one["loc"][1:]) for one in found]
+    kinds = {_KINDS.get(one["type"], errors.INVALID_VALUE) for one in found}
+    message = " ".join(f"`{param or 'body'}`: {one['msg']}." for param, one in zip(params, found, strict=True))
+    return ApiError(kinds.pop() if len(kinds) == 1 else errors.INVALID_VALUE, message, param=params[0] or None)
 
 
 def answer(error: ApiError) -> Response:

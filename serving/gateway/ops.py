@@ -15,7 +15,10 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from serving.gateway import http_errors, worker_metrics
-from serving.gateway.admin import AdminParts, build_router
+from serving.gateway.admin import build_router
+from serving.gateway.admin_access import AdminParts
+from serving.gateway.admin_plans import plan_router
+from serving.gateway.admin_policy import policy_router
 from serving.gateway.metrics import Metrics
 from serving.metrics import CONTENT_TYPE
 from serving.settings import GatewaySettings
@@ -56,5 +59,6 @@ def build_ops_app(settings: GatewaySettings, health: Health, others: Mapping[int
         texts = {0: own.decode(), **{number: text for number, text in zip(others, answers, strict=True) if text is not None}}
         return Response(worker_metrics.merged(texts), media_type=CONTENT_TYPE)
 
-    app.include_router(build_router(settings, health.admin_parts))
+    for build in (build_router, plan_router, policy_router):
+        app.include_router(build(settings, health.admin_parts))
     return app

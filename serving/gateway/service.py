@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from policies.failover.region_health import why_not
 from serving.control_table import ControlTable
-from serving.gateway.admin import AdminParts
+from serving.gateway.admin_access import AdminParts
 from serving.gateway.app import build_app
 from serving.gateway.auth import Authenticator
 from serving.gateway.budgets import Budgets, spent_by_ledger
@@ -39,6 +39,7 @@ from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
+from serving.gateway.plans import PlanTable
 from serving.gateway.queue import ClassQueue
 from serving.gateway.queue_share import QueueShare
 from serving.gateway.region_report import Reporter
@@ -150,6 +151,7 @@ class Service:
             secrets.admin_key,
             secrets.key_pepper,
             TenantTable(settings.tables.tenants, near=clients.near, home=clients.home),
+            PlanTable(settings.tables.tenants, clients.home),
             clients.near,
         )
         self._journal = await Journal.open(

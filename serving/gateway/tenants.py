@@ -3,7 +3,8 @@
     pk tenant#<id>     sk profile       who the tenant is and what it may do
     pk tenant#<id>     sk key#<key id>  the tenant's keys, to list them
     pk key#<key id>    sk key           the same key with its digest, to look it up
-    pk audit#<day>     sk <ms>#<random> who changed what: written with the change or not at all
+    pk plan#<id>       sk plan          terms that tenants share (`plans.py`)
+    pk plan#<id>       sk members       how many tenants are on it
 
 Reads go to the region's own replica, so a lost region takes no other with it. Writes go to the home region: in a global table two
 regions' conditional writes can both succeed. Calls block; the gateway makes them in threads.
@@ -12,11 +13,8 @@ regions' conditional writes can both succeed. Calls block; the gateway makes the
 from __future__ import annotations
 
 import re
-import secrets
-import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from botocore.exceptions import ClientError
@@ -24,6 +22,7 @@ from botocore.exceptions import ClientError
 from policies.admission.fair_queue import Band
 from policies.admission.limits import Limits
 from policies.routing.model_choice import ModelClass
+from serving.gateway.audited import UNKNOWN, AuditedTable, AuditEntry, decode, encode, is_conditional, now_ms
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -40,24 +39,15 @@ Budget = Annotated[int, msgspec.Meta(ge=1, le=MAX_BUDGET_MICRO_USD)]
 """Millionths of a dollar."""
 
 
-UNKNOWN = "unknown"
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant may do. A limit of None is unlimited; `models` None means every model."""
 
-RecordT = TypeVar("RecordT", bound=msgspec.Struct)
-
-
-class Tenant(msgspec.Struct, frozen=True):
-    """Who pays, and what they may do. A limit of None is unlimited; `models` None means every model."""
-
-    id: str
     band: Band = "standard"
     weight: Weight = 1
     requests_per_min: LimitValue | None = None
     tokens_per_min: LimitValue | None = None
     concurrency: LimitValue | None = None
     models: tuple[str, ...] | None = None
-    created_at_ms: int = 0
-    revision: int = 0
-    """Raised by every change; a change based on an older one is refused."""
     input_tokens_per_min: LimitValue | None = None
     output_tokens_per_min: LimitValue | None = None
     budget_day_micro_usd: Budget | None = None
@@ -65,8 +55,6 @@ class Tenant(msgspec.Struct, frozen=True):
     auto_floor: ModelClass | None = None
     auto_ceiling: ModelClass | None = None
     """The smallest and the largest class that answers to `auto`; None: any that it may use."""
-    trust_group: str | None = None
-    """The tenants that it shares prefix caches with, all that name this group; None: it shares with nobody."""
 
     @property
     def limits(self) -> Limits:
@@ -84,6 +72,54 @@ class Tenant(msgspec.Struct, frozen=True):
     def may_use(self, model_class: str) -> bool:
         """The tenant may use this model class."""
         return self.models is None or model_class in self.models
+
+
+class Plan(Terms, frozen=True):
+    """Terms with a name. Tenants on it follow its changes."""
+
+    id: str
+    created_at_ms: int = 0
+    revision: int = 0
+
+
+class Tenant(Terms, frozen=True):
+    """Who pays, and what they may do. Of a tenant on a plan the terms that it does not set itself are those that the plan had
+    when the tenant was last written: what holds is `on(plan)`."""
+
+    id: str
+    created_at_ms: int = 0
+    revision: int = 0
+    """Raised by every change; a change based on an older one is refused."""
+    plan: str | None = None
+    overrides: tuple[str, ...] = ()
+    """Terms that the tenant sets itself, whatever its plan says."""
+    trust_group: str | None = None
+    """The tenants that it shares prefix caches with, all that name this group; None: it shares with nobody. No
+    plan gives it: a tenant opts in."""
+
+    def on(self, plan: Plan | None) -> Tenant:
+        """The tenant as it is served where its plan says this. None, a plan that has not come to this region yet: as written."""
+        if plan is None:
+            return self
+        return msgspec.structs.replace(self, **{name: getattr(plan, name) for name in TERMS if name not in self.overrides})
+
+    def changed(
+        self, fields: Mapping[str, Any], *, was_on: Plan | None, plan: Plan | None, inherit: Collection[str] = ()
+    ) -> Tenant:
+        """The tenant with these `fields`, on `plan` after it `was_on` another, the same, or none.
+
+        On a plan the terms among them are its own from now on, but for those that it is to `inherit` again. Whoever comes to a
+        plan leaves behind what it set before; whoever goes to none keeps what the plan gave.
+        """
+        stays = plan is not None and was_on is not None and plan.id == was_on.id
+        given = {name for name in fields if name in TERMS}
+        own = {*(self.overrides if stays else ()), *given} - {*inherit} if plan is not None else ()
+        name = None if plan is None else plan.id
+        served = msgspec.structs.asdict(self.on(was_on)) | dict(fields)
+        return msgspec.convert({**served, "plan": name, "overrides": sorted(own)}, Tenant).on(plan)
+
+
+TERMS = Terms.__struct_fields__
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -122,19 +158,6 @@ class KeyRecord(msgspec.Struct, frozen=True):
     digest: bytes
 
 
-class AuditEntry(msgspec.Struct, frozen=True):
-    """A change that was made."""
-
-    at_ms: int
-    by: str
-    """Who said so, as they said: the admin key does not tell people apart."""
-    action: str
-    subject: str
-    """`tenant/acme`, `key/0123456789`"""
-    detail: str = ""
-    """What it is now, JSON."""
-
-
 class TenantExists(Exception):
     """A tenant of this id is there already."""
 
@@ -145,6 +168,10 @@ class TenantMissing(Exception):
 
 class TenantChanged(Exception):
     """The tenant was changed by someone else in the meantime."""
+
+
+class PlanMissing(Exception):
+    """There is no such plan."""
 
 
 class KeyMissing(Exception):
@@ -159,73 +186,69 @@ class TenantTable:
     """The tenants table, read here and written at home."""
 
     def __init__(self, table: str, *, near: DynamoDBClient, home: DynamoDBClient) -> None:
+        self._near, self._home = AuditedTable(near, table), AuditedTable(home, table)
         self._table = table
-        self._near = near
-        self._home = home
 
     def find_key(self, key_id: str) -> tuple[KeyRecord, Tenant] | None:
-        """The key and its tenant, revoked or not; None where either is missing. Two reads of the near replica."""
-        item = self._near.get_item(TableName=self._table, Key=_lookup_key(key_id), ConsistentRead=True).get("Item")
+        """The key and its tenant as its plan has it, revoked or not; None where either is missing. Two reads of the near replica,
+        three for a tenant on a plan."""
+        item = self._near.client.get_item(TableName=self._table, Key=_lookup_key(key_id), ConsistentRead=True).get("Item")
         if item is None:
             return None
-        key = _decode(item, Key)
-        tenant = self._get_tenant(self._near, key.tenant)
-        return None if tenant is None else (KeyRecord(key, bytes(item["digest"]["B"])), tenant)
+        key = decode(item, Key)
+        tenant = self._near.get(_profile_key(key.tenant), Tenant)
+        if tenant is None:
+            return None
+        plan = None if tenant.plan is None else self._near.get(plan_key(tenant.plan), Plan)
+        return KeyRecord(key, bytes(item["digest"]["B"])), tenant.on(plan)
 
     def get_tenant(self, tenant_id: str) -> Tenant:
-        """The tenant, as the home region has it.
+        """The tenant as it was written at home, not as its plan has it.
 
         Raises:
             TenantMissing: as it says.
         """
-        tenant = self._get_tenant(self._home, tenant_id)
+        tenant = self._home.get(_profile_key(tenant_id), Tenant)
         if tenant is None:
             raise TenantMissing(tenant_id)
         return tenant
 
     def list_tenants(self) -> list[Tenant]:
-        """All tenants, by id."""
-        pages = self._home.get_paginator("scan").paginate(
-            TableName=self._table, FilterExpression="sk = :sk", ExpressionAttributeValues={":sk": {"S": "profile"}}
-        )
-        return sorted((_decode(item, Tenant) for page in pages for item in page["Items"]), key=lambda tenant: tenant.id)
+        """All tenants as their plans have them, by id."""
+        plans = {plan.id: plan for plan in self._home.scan(Plan, "plan")}
+        tenants = self._home.scan(Tenant, "profile")
+        return sorted((tenant.on(plans.get(tenant.plan or "")) for tenant in tenants), key=lambda tenant: tenant.id)
 
     def create_tenant(self, tenant: Tenant, *, by: str = UNKNOWN) -> Tenant:
         """Write a new tenant.
 
         Raises:
-            TenantExists: as it says.
+            TenantExists, PlanMissing: as they say.
         """
-        created = msgspec.structs.replace(tenant, created_at_ms=_now_ms(), revision=1)
-        new = self._put_new({**_profile_key(created.id), **_encode(created)})
+        created = msgspec.structs.replace(tenant, created_at_ms=now_ms(), revision=1)
+        new = self._home.put_new({**_profile_key(created.id), **encode(created)})
         try:
-            self._write(by, "tenant_created", f"tenant/{created.id}", _detail(created), new)
+            self._home.write(by, "tenant_created", f"tenant/{created.id}", created, new, *self._moves(None, created.plan))
         except ClientError as error:
-            if _is_conditional(error):
-                raise TenantExists(tenant.id) from error
+            if is_conditional(error):
+                raise self._why(error, TenantExists(tenant.id), created) from error
             raise
         return created
 
-    def replace_tenant(self, tenant: Tenant, *, by: str = UNKNOWN) -> Tenant:
-        """Write `tenant` over the revision that it was read at.
+    def replace_tenant(self, tenant: Tenant, *, was_on: str | None = None, by: str = UNKNOWN) -> Tenant:
+        """Write `tenant` over the revision that it was read at, when it `was_on` that plan.
 
         Raises:
             TenantChanged: another change came first, or it is gone.
+            PlanMissing: as it says.
         """
         changed = msgspec.structs.replace(tenant, revision=tenant.revision + 1)
-        put = {
-            "Put": {
-                "TableName": self._table,
-                "Item": {**_profile_key(changed.id), **_encode(changed)},
-                "ConditionExpression": "revision = :read",
-                "ExpressionAttributeValues": {":read": {"N": str(tenant.revision)}},
-            }
-        }
+        put = self._home.put_over({**_profile_key(changed.id), **encode(changed)}, tenant.revision)
         try:
-            self._write(by, "tenant_changed", f"tenant/{changed.id}", _detail(changed), put)
+            self._home.write(by, "tenant_changed", f"tenant/{changed.id}", changed, put, *self._moves(was_on, changed.plan))
         except ClientError as error:
-            if _is_conditional(error):
-                raise TenantChanged(tenant.id) from error
+            if is_conditional(error):
+                raise self._why(error, TenantChanged(tenant.id), changed) from error
             raise
         return changed
 
@@ -235,7 +258,7 @@ class TenantTable:
         Raises:
             TenantMissing: as it says.
         """
-        key = msgspec.structs.replace(record.key, created_at_ms=_now_ms())
+        key = msgspec.structs.replace(record.key, created_at_ms=now_ms())
         is_there = {
             "ConditionCheck": {
                 "TableName": self._table,
@@ -244,21 +267,16 @@ class TenantTable:
             }
         }
         try:
-            self._write(by, "key_created", f"key/{key.key_id}", _detail(key), is_there, *self._put_key(key, record.digest))
+            self._home.write(by, "key_created", f"key/{key.key_id}", key, is_there, *self._put_key(key, record.digest))
         except ClientError as error:
-            if _is_conditional(error):
+            if is_conditional(error):
                 raise TenantMissing(key.tenant) from error
             raise
         return key
 
     def list_keys(self, tenant_id: str) -> list[Key]:
         """The tenant's keys, oldest first; empty where there is no such tenant."""
-        pages = self._home.get_paginator("query").paginate(
-            TableName=self._table,
-            KeyConditionExpression="pk = :pk AND begins_with(sk, :sk)",
-            ExpressionAttributeValues={":pk": {"S": f"tenant#{tenant_id}"}, ":sk": {"S": "key#"}},
-        )
-        return sorted((_decode(item, Key) for page in pages for item in page["Items"]), key=lambda key: key.created_at_ms)
+        return sorted(self._home.query(Key, f"tenant#{tenant_id}", "key#"), key=lambda key: key.created_at_ms)
 
     def rotate_key(self, key_id: str, make: Callable[[Key], KeyRecord], overlap_ms: int, *, by: str = UNKNOWN) -> Key:
         """Write the key that `make` makes of the old one, and let that expire `overlap_ms` from now, if it does not sooner: both
@@ -267,27 +285,27 @@ class TenantTable:
         Raises:
             KeyMissing, KeyDead: as they say.
         """
-        old, now_ms = self._get_key(key_id), _now_ms()
-        if not old.is_usable(now_ms):
+        old, at_ms = self._get_key(key_id), now_ms()
+        if not old.is_usable(at_ms):
             raise KeyDead(key_id)
         lives_ms = None if old.expires_at_ms is None else old.expires_at_ms - old.created_at_ms
         record = make(old)
         key = msgspec.structs.replace(
             old,
             key_id=record.key.key_id,
-            created_at_ms=now_ms,
-            expires_at_ms=None if lives_ms is None else now_ms + lives_ms,
+            created_at_ms=at_ms,
+            expires_at_ms=None if lives_ms is None else at_ms + lives_ms,
             replaces=key_id,
         )
-        until_ms = min(now_ms + overlap_ms, old.expires_at_ms or now_ms + overlap_ms)
+        until_ms = min(at_ms + overlap_ms, old.expires_at_ms or at_ms + overlap_ms)
         try:
-            self._write(
-                by, "key_rotated", f"key/{key_id}", _detail(key),
+            self._home.write(
+                by, "key_rotated", f"key/{key_id}", key,
                 *self._set_key(old, "expires_at_ms", until_ms, "attribute_not_exists(revoked_at_ms)"),
                 *self._put_key(key, record.digest),
             )  # fmt: skip
         except ClientError as error:
-            if _is_conditional(error):
+            if is_conditional(error):
                 raise KeyDead(key_id) from error
             raise
         return key
@@ -301,37 +319,47 @@ class TenantTable:
         key = self._get_key(key_id)
         if key.revoked_at_ms is not None:
             return key
-        revoked = msgspec.structs.replace(key, revoked_at_ms=_now_ms())
+        revoked = msgspec.structs.replace(key, revoked_at_ms=now_ms())
         sets = self._set_key(key, "revoked_at_ms", revoked.revoked_at_ms or 0, "attribute_exists(pk)")
-        self._write(by, "key_revoked", f"key/{key_id}", _detail(revoked), *sets)
+        self._home.write(by, "key_revoked", f"key/{key_id}", revoked, *sets)
         return revoked
 
     def audit(self, day: str) -> list[AuditEntry]:
         """What was changed on a UTC day such as `2026-11-24`, oldest first."""
-        pages = self._home.get_paginator("query").paginate(
-            TableName=self._table,
-            KeyConditionExpression="pk = :pk",
-            ExpressionAttributeValues={":pk": {"S": f"audit#{day}"}},
-        )
-        return [_decode(item, AuditEntry) for page in pages for item in page["Items"]]
+        return self._home.audit(day)
 
-    def _write(self, by: str, action: str, subject: str, detail: str, *items: Any) -> None:
-        """All of `items` and the audit's entry of them, or nothing."""
-        entry = AuditEntry(_now_ms(), by, action, subject, detail)
-        day = datetime.fromtimestamp(entry.at_ms // 1000, UTC)
-        place = {"pk": {"S": f"audit#{day:%Y-%m-%d}"}, "sk": {"S": f"{entry.at_ms:013d}#{secrets.token_hex(4)}"}}
-        self._home.transact_write_items(TransactItems=[*items, self._put_new({**place, **_encode(entry)})])
+    def _moves(self, was_on: str | None, plan: str | None) -> list[Any]:
+        """One tenant more on `plan`, one less on the one that it was on; nothing where they are the same."""
+        moves = [] if was_on == plan else [(plan, 1), (was_on, -1)]
+        return [self._member(name, number) for name, number in moves if name is not None]
+
+    def _member(self, plan: str, number: int) -> Any:
+        return {
+            "Update": {
+                "TableName": self._table,
+                "Key": members_key(plan),
+                "UpdateExpression": "ADD num_tenants :number",
+                "ConditionExpression": "attribute_exists(pk)",
+                "ExpressionAttributeValues": {":number": {"N": str(number)}},
+            }
+        }
+
+    def _why(self, error: ClientError, otherwise: Exception, tenant: Tenant) -> Exception:
+        """What refused the tenant: its plan has gone, or else `otherwise`."""
+        reasons: list[Any] = error.response.get("CancellationReasons", [])
+        of_tenant = reasons[0].get("Code") if reasons else "ConditionalCheckFailed"
+        return otherwise if of_tenant == "ConditionalCheckFailed" or tenant.plan is None else PlanMissing(tenant.plan)
 
     def _get_key(self, key_id: str) -> Key:
-        item = self._home.get_item(TableName=self._table, Key=_lookup_key(key_id), ConsistentRead=True).get("Item")
-        if item is None:
+        key = self._home.get(_lookup_key(key_id), Key)
+        if key is None:
             raise KeyMissing(key_id)
-        return _decode(item, Key)
+        return key
 
     def _put_key(self, key: Key, digest: bytes) -> list[Any]:
-        fields = _encode(key)
+        fields = encode(key)
         looked_up = {**_lookup_key(key.key_id), **fields, "digest": {"B": digest}}
-        return [self._put_new(looked_up), self._put_new({**_listed_key(key), **fields})]
+        return [self._home.put_new(looked_up), self._home.put_new({**_listed_key(key), **fields})]
 
     def _set_key(self, key: Key, name: str, value: int, condition: str) -> list[Any]:
         return [
@@ -347,13 +375,6 @@ class TenantTable:
             for place in (_lookup_key(key.key_id), _listed_key(key))
         ]
 
-    def _get_tenant(self, client: DynamoDBClient, tenant_id: str) -> Tenant | None:
-        item = client.get_item(TableName=self._table, Key=_profile_key(tenant_id), ConsistentRead=True).get("Item")
-        return None if item is None else _decode(item, Tenant)
-
-    def _put_new(self, item: dict[str, Any]) -> Any:
-        return {"Put": {"TableName": self._table, "Item": item, "ConditionExpression": "attribute_not_exists(pk)"}}
-
 
 def _profile_key(tenant_id: str) -> dict[str, Any]:
     return {"pk": {"S": f"tenant#{tenant_id}"}, "sk": {"S": "profile"}}
@@ -367,46 +388,11 @@ def _listed_key(key: Key) -> dict[str, Any]:
     return {"pk": {"S": f"tenant#{key.tenant}"}, "sk": {"S": f"key#{key.key_id}"}}
 
 
-def _encode(record: msgspec.Struct) -> dict[str, Any]:
-    """The record's fields as DynamoDB attributes; a field that is None is left out."""
-    item: dict[str, Any] = {}
-    for name, value in msgspec.structs.asdict(record).items():
-        match value:
-            case None:
-                continue
-            case int():
-                item[name] = {"N": str(value)}
-            case str():
-                item[name] = {"S": value}
-            case _:
-                item[name] = {"L": [{"S": member} for member in value]}
-    return item
+def plan_key(plan_id: str) -> dict[str, Any]:
+    """Where a plan lies."""
+    return {"pk": {"S": f"plan#{plan_id}"}, "sk": {"S": "plan"}}
 
 
-def _decode(item: Mapping[str, Any], kind: type[RecordT]) -> RecordT:
-    """The item's attributes as `kind`; other attributes are left alone, so that newer writers do not break older readers."""
-    plain: dict[str, Any] = {}
-    for name, attribute in item.items():
-        if "S" in attribute:
-            plain[name] = attribute["S"]
-        elif "N" in attribute:
-            plain[name] = int(attribute["N"])
-        elif "L" in attribute:
-            plain[name] = [member["S"] for member in attribute["L"]]
-    return msgspec.convert(plain, kind)
-
-
-def _is_conditional(error: ClientError) -> bool:
-    response = error.response
-    if response["Error"]["Code"] == "ConditionalCheckFailedException":
-        return True
-    reasons: list[Any] = response.get("CancellationReasons", [])
-    return any(reason.get("Code") == "ConditionalCheckFailed" for reason in reasons)
-
-
-def _detail(record: msgspec.Struct) -> str:
-    return msgspec.json.encode(record).decode()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+def members_key(plan_id: str) -> dict[str, Any]:
+    """Where it is counted how many tenants are on it."""
+    return {"pk": {"S": f"plan#{plan_id}"}, "sk": {"S": "members"}}

@@ -506,6 +506,16 @@ def chat_body(**fields: Any) -> dict[str, Any]:
     return {"model": "small", "messages": [{"role": "user", "content": "Hello"}], **fields}
 
 
+def make_tenants_table(client: Any, name: str = "tenants") -> None:
+    """The table of tenants, plans and keys, on a DynamoDB that is emulated."""
+    client.create_table(
+        TableName=name,
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
+        BillingMode="PAY_PER_REQUEST",
+    )
+
+
 class NoClaims:
     """A table of claims that does not answer."""
 

@@ -24,7 +24,7 @@ from gateway_support import Behaviour, FakeEngine, make_settings
 from typer.testing import CliRunner
 
 from serving.errors import UserError
-from serving.gateway import admin_client, commands
+from serving.gateway import admin_client, commands, plan_commands
 from serving.gateway.discovery import FileSource
 from serving.gateway.service import Service
 from serving.metering.events import Outcome
@@ -118,7 +118,8 @@ async def test_the_command_line_speaks_to_it(
     (tmp_path / "access.json").write_bytes(json.dumps(access_of(gateway.target(key))).encode())
     monkeypatch.setenv("FLOTILLA_STATE", str(tmp_path))
     app = typer.Typer()
-    commands.register(app)
+    for module in (commands, plan_commands):
+        module.register(app)
 
     async def run(*arguments: str) -> Any:
         result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
@@ -140,6 +141,26 @@ async def test_the_command_line_speaks_to_it(
         (await run("tenants", "set", "zoo", "--requests-per-min", "unlimited", "--band", "batch", "--json")).stdout
     )
     assert (changed["requests_per_min"], changed["models"], changed["band"]) == (None, ["small"], "batch")
+    bounds = ("--auto-floor", "small", "--auto-ceiling", "medium")
+    bounded = json.loads((await run("tenants", "set", "zoo", *bounds, "--json")).stdout)
+    assert (bounded["auto_floor"], bounded["auto_ceiling"]) == ("small", "medium")
+    lifted = json.loads((await run("tenants", "set", "zoo", "--auto-floor", "none", "--json")).stdout)
+    assert (lifted["auto_floor"], lifted["auto_ceiling"]) == (None, "medium")
+    (tmp_path / "policy.json").write_text((await run("tenants", "policy", "zoo")).stdout.replace('"medium"', '"large"'))
+    policy = json.loads((await run("tenants", "policy", "zoo", "--set", str(tmp_path / "policy.json"))).stdout)
+    assert policy["auto"] == {"floor": None, "ceiling": "large"}
+
+    plan = json.loads((await run("plans", "create", "gold", "--budget-day-usd", "12.5", "--weight", "4", "--json")).stdout)
+    assert (plan["budget_day_micro_usd"], plan["weight"], plan["num_tenants"]) == (12_500_000, 4, 0)
+    on = json.loads((await run("tenants", "create", "ant", "--plan", "gold", "--weight", "2", "--json")).stdout)
+    assert (on["plan"], on["budget_day_micro_usd"], on["weight"], on["overrides"]) == ("gold", 12_500_000, 2, ["weight"])
+    assert json.loads((await run("tenants", "set", "ant", "--inherit", "weight", "--json")).stdout)["weight"] == 4
+    assert json.loads((await run("plans", "set", "gold", "--concurrency", "8", "--json")).stdout)["num_tenants"] == 1
+    assert json.loads((await run("tenants", "show", "ant", "--json")).stdout)["concurrency"] == 8
+    assert "$12.50" in (await run("plans", "list")).stdout
+    assert json.loads((await run("tenants", "set", "ant", "--plan", "none", "--json")).stdout)["plan"] is None
+    assert "deleted" in (await run("plans", "delete", "gold")).stdout
+
     assert "zoo" in (await run("tenants", "list")).stdout
     assert "unlimited" in (await run("tenants", "show", "zoo")).stdout
     made = json.loads((await run("keys", "create", "zoo", "--name", "ci", "--json")).stdout)
@@ -153,6 +174,13 @@ async def test_the_command_line_speaks_to_it(
         (("tenants", "create", "yak", "--models", "tiny"), "tiny"),
         (("tenants", "create", "yak", "--weight", "0"), "weight"),
         (("tenants", "set", "zoo"), "nothing to change"),
+        (("tenants", "set", "zoo", "--auto-ceiling", "huge"), "auto_ceiling"),
+        (("tenants", "set", "zoo", "--auto-floor", "large", "--auto-ceiling", "small"), "auto_floor"),
+        (("tenants", "set", "zoo", "--plan", "gold"), "gold"),
+        (("tenants", "set", "zoo", "--inherit", "colour"), "colour"),
+        (("tenants", "policy", "zoo", "--set", "/nowhere.json"), "nowhere"),
+        (("plans", "set", "gold"), "nothing to change"),
+        (("plans", "show", "gold"), "gold"),
         (("tenants", "set", "zoo", "--tokens-per-min", "many"), "many"),
         (("tenants", "show", "nobody"), "nobody"),
         (("keys", "create", "nobody"), "nobody"),

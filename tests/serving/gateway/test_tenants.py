@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 import msgspec
 import pytest
+from gateway_support import make_tenants_table
 from moto import mock_aws
 
 from serving.gateway import keys
@@ -28,22 +29,13 @@ from serving.gateway.tenants import (
 TABLE = "tenants"
 
 
-def make_table(client: Any) -> None:
-    client.create_table(
-        TableName=TABLE,
-        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
-        AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "sk")],
-        BillingMode="PAY_PER_REQUEST",
-    )
-
-
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with mock_aws():
         client = boto3.client("dynamodb", region_name="us-east-2")
-        make_table(client)
+        make_tenants_table(client)
         yield client
 
 
@@ -54,12 +46,12 @@ def table(client: Any) -> TenantTable:
 
 FULL = Tenant(
     "acme",
-    "interactive",
-    5,
-    600,
-    100_000,
-    8,
-    ("small", "large"),
+    band="interactive",
+    weight=5,
+    requests_per_min=600,
+    tokens_per_min=100_000,
+    concurrency=8,
+    models=("small", "large"),
     input_tokens_per_min=80_000,
     output_tokens_per_min=20_000,
     budget_day_micro_usd=12_500_000,
@@ -213,7 +205,7 @@ def test_every_change_is_audited_with_it_and_a_refused_one_is_not(table: TenantT
 
 def test_reads_are_near_and_writes_go_home(client: Any) -> None:
     near = boto3.client("dynamodb", region_name="us-west-2")
-    make_table(near)
+    make_tenants_table(near)
     table = TenantTable(TABLE, near=near, home=client)
     table.create_tenant(FULL)
     table.create_key(KeyRecord(Key("0123456789", "acme"), b"digest"))
