@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 @drill.command("region-loss")
 def region_loss(
     per_s: Annotated[
-        float | None, typer.Option(min=1, help="Requests a second. [default: 60 % of what this machine bears]")
+        float | None, typer.Option(min=1, help="Requests a second. [default: 60 % of what one region bears]")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=10, help="Times the usual lengths of its phases.")] = 1.0,
     kills: Annotated[

@@ -1,8 +1,9 @@
 """`flotilla drill region-loss`: one of two regions loses power and its AWS under load, is left by the runbook, and comes back.
 
-In order: what this machine bears through the edge; a load of 60 % of it; a tenant's key made just before; the loss; seconds in
-which health checks are alone; `flotilla failover run` as a process of its own; the region's power and volumes back; `failback`;
-some seconds more; then every bill is held against what clients and twins saw. Nothing asks a gateway for the truth.
+In order: what this machine bears, both regions through the edge and the survivor by itself; a load of 60 % of the lesser, since
+one region must carry it; a tenant's key made just before; the loss; seconds in which health checks are alone; `flotilla failover
+run` as a process of its own; the region's power and volumes back; `failback`; some seconds more; then every bill is held against
+what clients and twins saw. Nothing asks a gateway for the truth.
 
 Health checks and names here have their local periods. What AWS adds is on a simulated clock: periods that the program declares to
 Route 53, the time to live of its records, and the bound of S3's replication time control. Such figures are named `simulated`.
@@ -20,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from infra.components.artifacts.replication import REPLICATION_TIME_MINUTES
-from infra.components.traffic.regional_records import CHECK_FAILURES, CHECK_PERIOD_S, CONTROL_FAILURES, RECORD_TTL_S
 from infra.drills import failover_runs
 from infra.drills.failover_runs import Kills, Ran
 from infra.drills.figures import Part
@@ -29,14 +29,15 @@ from infra.drills.live import LiveView
 from infra.drills.load import Asked, Load
 from infra.drills.timeline import Mark
 from infra.drills.two_regions import REGIONS, Holdings, TwoRegions, wait
-from infra.embedded.edge import EdgeSettings
+from infra.embedded import edge
 from infra.recovery.record import RunRecord
+from policies.failover.rotation import CHECK_FAILURES, CHECK_PERIOD_S, CONTROL_FAILURES, RECORD_TTL_S
 from serving.errors import UserError
 from serving.gateway import admin_client
 from serving.metering.events import Outcome
 from serving.metering.rows import LedgerRow
 
-WORKERS, LEARN_S = 192, 10.0
+WORKERS, LEARN_S = 192, 8.0
 LOAD_SHARE = 0.6
 BEFORE_S, ALONE_S, AFTER_S = 25.0, 25.0, 10.0
 GRACE_S = 10.0
@@ -66,6 +67,8 @@ class Story:
     """What happened, for judgement and for the picture. Times are on the monotonic clock."""
 
     bears_per_s: float = 0.0
+    survivor_bears_per_s: float = 0.0
+    num_running_at_loss: int = 0
     per_s: float = 0.0
     lost_s: float = 0.0
     lost_at_s: float = 0.0
@@ -113,9 +116,8 @@ class RegionLoss:
         side = asyncio.create_task(self._follow())
         try:
             if size.per_s is None:
-                story.bears_per_s = await load.bears_per_s(WORKERS, LEARN_S * min(1.0, size.seconds))
-                self._say(f"this machine bears {story.bears_per_s:.0f} requests/s through the edge")
-            story.per_s = size.per_s or LOAD_SHARE * story.bears_per_s
+                await self._learn(load)
+            story.per_s = size.per_s or LOAD_SHARE * min(story.bears_per_s, story.survivor_bears_per_s)
             stop = asyncio.Event()
             asking = asyncio.create_task(load.run(story.per_s, stop))
             try:
@@ -137,6 +139,17 @@ class RegionLoss:
             await self._with_kills()
         return story
 
+    async def _learn(self, load: Load) -> None:
+        story, lasts_s = self.story, LEARN_S * min(1.0, self._size.seconds)
+        story.bears_per_s = await load.bears_per_s(WORKERS, lasts_s)
+        self._say(f"both regions bear {story.bears_per_s:.0f} requests/s through the edge")
+        alone = Load(*self._regions.address(self._survivor), load.keys, self._size.seed)
+        try:
+            story.survivor_bears_per_s = await alone.bears_per_s(WORKERS, lasts_s)
+        finally:
+            alone.close()
+        self._say(f"{self._survivor} by itself bears {story.survivor_bears_per_s:.0f} requests/s")
+
     async def _under_load(self, load: Load) -> None:
         story, regions, seconds = self.story, self._regions, self._size.seconds
         self._mark(f"load: {story.per_s:.0f} requests/s")
@@ -144,7 +157,7 @@ class RegionLoss:
         key = await asyncio.to_thread(admin_client.create_key, regions.target, TENANT, name="made just before the loss")
         story.before = await asyncio.to_thread(regions.holdings, self._lost, self._lost)
         load.keys = [*load.keys, key]
-        story.lost_s, story.lost_at_s = time.monotonic(), time.time()
+        story.lost_s, story.lost_at_s, story.num_running_at_loss = time.monotonic(), time.time(), load.num_running
         regions.lose(self._lost, self._survivor)
         self._mark(f"{self._lost} loses power and AWS")
         story.dead_after_s = await asyncio.to_thread(wait, lambda: not regions.has_pods(self._lost), 10.0, "its processes end")
@@ -270,8 +283,10 @@ def _requests(story: Story) -> Part:
     within = [one for one in all_ if 0 <= one[0] < GRACE_S]
     alone = [one for one in all_ if GRACE_S <= one[0] < failover_at]
     later = [one for one in all_ if one[0] >= GRACE_S]
-    part.show("this machine bears, requests/s through the edge", "bears_per_s", round(story.bears_per_s, 1))
-    part.show("asked, requests/s", "load_per_s", round(story.per_s, 1))
+    part.show("both regions bear, requests/s through the edge", "bears_per_s", round(story.bears_per_s, 1))
+    part.show("the survivor by itself bears, requests/s", "survivor_bears_per_s", round(story.survivor_bears_per_s, 1))
+    part.show("asked, requests/s: 60 % of the lesser, if not told otherwise", "load_per_s", round(story.per_s, 1))
+    part.show("in flight at the loss", "num_in_flight_at_loss", story.num_running_at_loss)
     part.show("begun in all", "num_requests", len(all_))
     part.show("served before the loss", "served_before_ratio", round(_share(before), 5))
     part.show("served of those begun in the first 10 s", "served_within_10_s_ratio", round(_share(within), 5))
@@ -369,9 +384,8 @@ def _simulated(story: Story) -> Part:
     part = Part("simulated clock")
     part.show("health check, s: Route 53's period × failures, declared", "simulated_check_s", CHECK_PERIOD_S * CHECK_FAILURES)
     part.show("time to live of names, s: declared", "simulated_ttl_s", RECORD_TTL_S)
-    local = EdgeSettings(host="", port=0, regions={}, checks={})
     measured = time_until(begun(story), MIN_SERVED)
-    beyond = max(0.0, measured - CHECK_FAILURES * local.check_period_s)
+    beyond = max(0.0, measured - CHECK_FAILURES * edge.CHECK_PERIOD_S)
     rto = CHECK_PERIOD_S * CHECK_FAILURES + RECORD_TTL_S + beyond
     what = "RTO by health checks, s: simulated periods, and what was measured beyond the local ones (≤ 600)"
     part.show(what, "simulated_rto_health_checks_s", round(rto, 1), rto <= MAX_RTO_S)

@@ -89,9 +89,11 @@ class TwoRegions:
     @property
     def edge(self) -> tuple[str, int]:
         """Where clients ask."""
-        parts = urlsplit(self.estate.api_url)
-        assert parts.hostname is not None and parts.port is not None
-        return parts.hostname, parts.port
+        return _address(self.estate.api_url)
+
+    def address(self, region: str) -> tuple[str, int]:
+        """Where the region's gateways answer, past the edge."""
+        return _address(self.estate.region(region).url)
 
     def command(self, *arguments: str) -> list[str]:
         """`flotilla` as a process of its own."""
@@ -220,6 +222,12 @@ def wait(condition: Any, timeout_s: float, what: str) -> float:
             raise UserError(f"not within {timeout_s:.0f} s: {what}", "--keep keeps the folder with logs of every process")
         time.sleep(0.1)
     return time.monotonic() - began_s
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None and parts.port is not None
+    return parts.hostname, parts.port
 
 
 def _free_offset() -> int:

@@ -26,6 +26,7 @@ from policies.failover.rotation import Check, Tally
 
 CLUSTER = "regions"
 ENDPOINTS_FILE, CONFIG_FILE = "endpoints.json", "envoy.json"
+CHECK_PERIOD_S = 1.0
 MAX_CONNECTIONS = 100_000
 UPSTREAM_IDLE_S = 300.0
 """Below the 640 s for which gateways keep idle connections: a request on one that is being closed would be answered 503."""
@@ -40,7 +41,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where each region's gateways answer, host:port."""
     checks: dict[str, tuple[Check, ...]]
     """By region, as declared for Route 53; those that ask a region which is not up are never answered."""
-    check_period_s: float = 1.0
+    check_period_s: float = CHECK_PERIOD_S
     """How often each question is asked. Route 53 asks every 10 s: drills account for that by a simulated clock."""
     check_timeout_s: float = 1.0
 

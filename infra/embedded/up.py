@@ -23,7 +23,7 @@ import msgspec
 from infra import config
 from infra.components.cache.redis_cache import PORT as CACHE_PORT
 from infra.components.workloads.gateway_fleet import SETTINGS_FILE as GATEWAY_SETTINGS
-from infra.embedded import access, faults, furniture, lifecycle, manifests, ports
+from infra.embedded import access, edge, faults, furniture, lifecycle, manifests, ports
 from infra.embedded import state as files
 from infra.embedded.desired import Desired, Service, Workload
 from infra.embedded.edge_checks import checks_of
@@ -36,6 +36,7 @@ from infra.embedded.recorder import record
 from infra.embedded.report import UpReport
 from infra.embedded.state import Instance, State
 from infra.recovery.estate import Estate, RegionEstate, save_local
+from policies.failover.rotation import CHECK_FAILURES
 from serving.errors import UserError
 from serving.settings import GatewaySettings, ModelClass
 from serving.target import LOCAL, Target, aws_client
@@ -272,7 +273,9 @@ def _estate(target: Target, desired: Desired, settings: Mapping[str, GatewaySett
     }
     some = settings[next(iter(regions))]
     committed: dict[str, int] = {name: its.committed_req_per_min for name, its in config.load_catalog().classes.items()}
-    return Estate(LOCAL, regions, some.tables.failover, some.tables.registry, _api_url(desired), committed)
+    # The edge of one machine asks by its own period, and keeps nobody on a region as a resolver does.
+    moves_within_s = CHECK_FAILURES * edge.CHECK_PERIOD_S
+    return Estate(LOCAL, regions, some.tables.failover, some.tables.registry, _api_url(desired), committed, moves_within_s)
 
 
 def _api_url(desired: Desired) -> str:

@@ -18,6 +18,7 @@ import yaml
 
 from infra.errors import ConfigError
 from infra.naming import LOCAL, Names
+from policies.failover.rotation import MOVES_WITHIN_S
 
 STACKS_DIR = Path(__file__).resolve().parents[2] / "stacks"
 LOCAL_FILE = "estate.json"
@@ -48,6 +49,8 @@ class Estate:
     """Where clients ask, without a slash at the end; empty where one local region stands alone, without an edge."""
     committed_req_per_min: Mapping[str, int]
     """By class, what floors are sized for."""
+    moves_within_s: float = MOVES_WITHIN_S
+    """After so long health checks have moved the clients of a region that fell silent."""
 
     def region(self, name: str) -> RegionEstate:
         """The region `name`.
@@ -114,6 +117,7 @@ def save_local(estate: Estate, state_dir: Path) -> None:
         "registry_table": estate.registry_table,
         "api_url": estate.api_url,
         "committed_req_per_min": dict(estate.committed_req_per_min),
+        "moves_within_s": estate.moves_within_s,
         "regions": {name: vars(region) for name, region in estate.regions.items()},
     }
     path = state_dir / LOCAL_FILE

@@ -64,12 +64,14 @@ class Run:
         """How each class fares on the survivors alone."""
         told = self.reports()
         lost, here = told.get(self.lost), {region: told[region] for region in self.survivors if region in told}
+        has_moved = lost is not None and lost.has_moved(self.clock(), self.estate.moves_within_s)
         classes = sorted({name for report in told.values() for name in report.fleets})
         return [
             plan_class(
                 name,
                 lost.fleets.get(name) if lost is not None else None,
                 {region: report.fleets[name] for region, report in here.items() if name in report.fleets},
+                has_moved=has_moved,
             )
             for name in classes
         ]

@@ -1,8 +1,8 @@
 """What the surviving regions carry of a lost one, by class, and who is shed first when it is not all.
 
 The unit is a request in flight: what was in flight in the lost region moves, and takes as many places as it took there (Little's
-law; latency is taken to stay as it was, which holds while engines are below their bound). Places that exist now count apart from
-those that floors and autoscaling may still add, since an engine takes minutes to start.
+law; latency is taken to stay as it was, which holds while engines are below their bound). Once moved, survivors count them alone.
+Places that exist now count apart from those that floors and autoscaling may still add, since an engine takes minutes to start.
 """
 
 from __future__ import annotations
@@ -57,16 +57,22 @@ class ClassPlan:
         return not any(self.shed_most.values())
 
 
-def plan_class(model_class: str, lost: Fleet | None, survivors: Mapping[str, Fleet]) -> ClassPlan:
+def plan_class(model_class: str, lost: Fleet | None, survivors: Mapping[str, Fleet], *, has_moved: bool = False) -> ClassPlan:
     """The plan for one class. `lost` None: it did not serve the class, or never said so. No survivors: all is shed.
+
+    `has_moved`: the lost region's clients are with the survivors by now, whose counts include them. Its last word is
+    the least that a band is expected to have: 100 in flight here, of which 60 were there, are 100 and not 160.
 
     Floors grow with what each survivor may still add: 90 requests in flight, places of 32 an engine and two survivors of up to 4
     engines each give a floor of 2 and 1, since 3 engines hold 96.
     """
     wanted = dict.fromkeys(SHED_ORDER, 0)
-    for fleet in (*survivors.values(), *([lost] if lost is not None else [])):
+    for fleet in survivors.values():
         for band, count in fleet.in_flight.items():
             wanted[band] = wanted.get(band, 0) + count
+    for band, count in (lost.in_flight if lost is not None else {}).items():
+        here = wanted.get(band, 0)
+        wanted[band] = max(here, count) if has_moved else here + count
     total = sum(wanted.values())
     now = sum(fleet.places_now for fleet in survivors.values())
     most = sum(fleet.places_most for fleet in survivors.values())

@@ -38,6 +38,11 @@ class RegionReport:
         """It has been heard of lately; a report from the future is some clock's error and no news."""
         return abs(self.age_s(now_s)) <= FRESH_S
 
+    def has_moved(self, now_s: float, moves_within_s: float) -> bool:
+        """Its clients are with other regions, and those have said so: it has been silent for as long as clients take, and for two
+        reports more, its own last and the others' next."""
+        return self.age_s(now_s) > moves_within_s + 2 * REPORT_PERIOD_S
+
     @property
     def num_in_flight(self) -> int:
         """Requests of every class and band."""

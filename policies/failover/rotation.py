@@ -9,6 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+CHECK_PERIOD_S = 10
+"""The shorter of the two periods that Route 53 offers."""
+CHECK_FAILURES = 3
+CONTROL_FAILURES = 1
+"""A control is an answer that somebody wrote, not a symptom: it counts at once. A blip cannot undo it, since a fifth of all
+checkers is enough to see it (Route 53 documentation, read November 2026)."""
+RECORD_TTL_S = 30
+MOVES_WITHIN_S = float(CHECK_PERIOD_S * CHECK_FAILURES + RECORD_TTL_S)
+"""After so long the clients of a region that fell silent are with the others."""
+
 Answers = Mapping[tuple[str, str], bool]
 """By (region asked, path): whether it answered 2xx or 3xx. No entry: there was no answer."""
 

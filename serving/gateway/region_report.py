@@ -23,6 +23,9 @@ from serving.settings import ServedModel
 
 log = structlog.get_logger()
 
+LOOK_S = 0.5
+"""A raised floor is reported that soon: a failover waits for it."""
+
 InFlight = Callable[[], Mapping[tuple[str, str], int]]
 """Requests of this gateway, by class and band."""
 
@@ -52,13 +55,16 @@ class Reporter:
         return Report(self._region, self._gateway, now_s, {model.model_class: self._class(model) for model in self._models})
 
     async def run(self) -> None:
-        """Report again and again, until cancelled."""
+        """Report every `REPORT_PERIOD_S`, and when a floor has changed, until cancelled."""
+        next_s, floors = 0.0, dict(self._floors())
         while True:
-            try:
-                await asyncio.to_thread(self._table.put, self.report(time.time()))
-            except (BotoCoreError, ClientError) as error:
-                log.warning("region_not_reported", error=str(error))
-            await asyncio.sleep(REPORT_PERIOD_S)
+            if time.monotonic() >= next_s or self._floors() != floors:
+                next_s, floors = time.monotonic() + REPORT_PERIOD_S, dict(self._floors())
+                try:
+                    await asyncio.to_thread(self._table.put, self.report(time.time()))
+                except (BotoCoreError, ClientError) as error:
+                    log.warning("region_not_reported", error=str(error))
+            await asyncio.sleep(LOOK_S)
 
     def _class(self, model: ServedModel) -> dict[str, Any]:
         name = model.model_class

@@ -19,15 +19,9 @@ import pulumi_aws as aws
 from infra.components.component import Component
 from infra.naming import StackName
 from infra.stackref import ServingOutputs
+from policies.failover.rotation import CHECK_FAILURES, CHECK_PERIOD_S, CONTROL_FAILURES, RECORD_TTL_S
 
 HTTPS_PORT = 443
-CHECK_PERIOD_S = 10
-"""The shorter of the two periods that Route 53 offers."""
-CHECK_FAILURES = 3
-CONTROL_FAILURES = 1
-"""A control is an answer that somebody wrote, not a symptom: it counts at once. A blip cannot undo it, since a fifth of all
-checkers is enough to see it (Route 53 documentation, read November 2026)."""
-RECORD_TTL_S = 30
 
 
 @dataclass(frozen=True)

@@ -269,6 +269,20 @@ def test_a_survivor_too_small_is_taken_by_who_accepts_shedding(world: World) -> 
     assert world.recovery(options=options).failover(EAST, "power is out").state is State.DONE
 
 
+def test_clients_who_have_moved_are_not_counted_again(world: World) -> None:
+    """The incident: a survivor that served all the traffic was said to be too small for it: part was counted twice."""
+    world.in_flight = {EAST: 60, WEST: 40}
+    world.sleep(1)
+    lose(world)
+    world.in_flight[WEST] = 100
+    world.sleep(1)
+    with pytest.raises(UserError, match="the survivors cannot carry 32 requests of small"):  # they may still be about to come
+        world.recovery().failover(EAST, "power is out")
+    world.sleep(world.estate.moves_within_s)
+    record = world.recovery().failover(EAST, "power is out")
+    assert record.step("check-survivors").reason == "small: 100 in flight, 64 places now, 128 at most"
+
+
 @pytest.mark.parametrize("does", [_too_small, _no_release, _survivor_is_evacuated, _survivor_says_nothing])
 def test_what_is_refused_has_evacuated_nobody(world: World, does: Callable[[World], Any]) -> None:
     lose(world)

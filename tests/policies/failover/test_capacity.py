@@ -39,6 +39,15 @@ def test_what_survivors_carry(
     assert plan.is_carried == (shed_most == 0)
 
 
+def test_who_has_moved_already_is_not_counted_twice() -> None:
+    """The incident: 87 requests a second were refused their failover, as those that had moved were counted again."""
+    lost, survivors = fleet(1, 8, standard=110, batch=30), {"west": fleet(8, 8, standard=223)}
+    assert plan_class("small", lost, survivors).wanted == 363
+    plan = plan_class("small", lost, survivors, has_moved=True)
+    assert plan.wanted == 253, "223 of standard are here; of batch nobody has come, so its last word counts"
+    assert plan.is_carried
+
+
 COUNTS = st.integers(0, 500)
 
 
