@@ -10,7 +10,6 @@ archive.)
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import os
 import signal
@@ -20,6 +19,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from infra.embedded.aws_replication import Replication, watch
+
+EMULATED = ("services.dynamodb", "services.s3", "core.responses")
+"""MiniStack's modules that copy between regions, and the one that knows whose call it is."""
 SAVE_AFTER_S = 1.0
 MAX_SAVE_SHARE = 0.05
 """Saving may take this share of the time: a save of 1 s is followed by 19 s of rest."""
@@ -31,9 +34,10 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
-def environment(address: str, port: int, folder: Path) -> dict[str, str]:
-    """Environment variables for `python -m infra.embedded.aws_server`."""
+def environment(address: str, port: int, folder: Path, faults: Path | None = None) -> dict[str, str]:
+    """Environment variables for `python -m infra.embedded.aws_server`; `faults` is a folder of fault files that it obeys."""
     return {
+        "FAULTS_DIR": str(faults or folder / "faults"),
         "LOG_LEVEL": "WARNING",
         "BIND_HOST": address,
         "GATEWAY_PORT": str(port),
@@ -91,15 +95,16 @@ async def _serve() -> None:
     config.keep_alive_timeout = 75
     config.graceful_timeout = 2
     config.loglevel = "WARNING"
+    replication = Replication(*(importlib.import_module(f"ministack.{name}") for name in EMULATED))
     app = Saving(ministack.app, lambda: persistence.save_all(ministack._build_persistence_save_dict()))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    saving = asyncio.create_task(app.run())
+    tasks = [asyncio.create_task(app.run()), asyncio.create_task(watch(replication, Path(os.environ["FAULTS_DIR"])))]
     await hypercorn.serve(app, config, shutdown_trigger=stop.wait)  # saves a last time as it ends
-    saving.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await saving
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a drill does to a local region: one document a region in the state folder, which others read and obey.
 
-The region's front to AWS (`aws_front`) honours `cuts`, the node agent `is_killed`. A file outlives whoever wrote it, and whoever
-reads it too: a front that is started again goes on refusing what it refused. `flotilla up` of a region, and `flotilla down`, end
-its faults.
+The region's front to AWS (`aws_front`) honours `cuts`, the node agent `is_killed`, the emulated AWS `is_cut_off`. A file outlives
+whoever wrote it, and whoever reads it too: a front that is started again goes on refusing what it refused. `flotilla up` of a
+region, and `flotilla down`, end its faults.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class RegionFaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cuts: tuple[Cut, ...] = ()
     is_killed: bool = False
     """Every process of it gets SIGKILL, and none is started: the region has no power. Its volumes stay."""
+    is_cut_off: bool = False
+    """Nothing passes between it and other regions within AWS: neither tables nor buckets replicate until it is healed."""
 
 
 def path_of(state: State, region: str) -> Path:
@@ -81,6 +83,23 @@ def heal(state: State, regions: Iterable[str]) -> None:
 def heal_all(state: State) -> None:
     """Ends every fault."""
     heal(state, [path.stem for path in state.faults.glob("*.json")])
+
+
+def partition(state: State, region: str, others: Iterable[str]) -> None:
+    """`region` and the `others` go on, and nothing passes between them: neither calls to each other's AWS, nor replication."""
+    others = list(others)
+    plant(state, region, RegionFaults(cuts=tuple(Cut(region=other) for other in others), is_cut_off=True))
+    for other in others:
+        plant(state, other, RegionFaults(cuts=(Cut(region=region),)))
+
+
+def is_any_cut_off(folder: Path) -> bool:
+    """Whether replication must wait, by the fault files in `folder`.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    return any(read(path).is_cut_off for path in folder.glob("*.json"))
 
 
 def killed(state: State) -> frozenset[str]:

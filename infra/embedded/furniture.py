@@ -32,7 +32,7 @@ def emulated_aws(state: State, instance: Instance) -> Workload:
     container = Container(
         name="ministack",
         command=(sys.executable, "-m", "infra.embedded.aws_server"),
-        host_env=aws_environment(address, instance.aws_port, state.aws),
+        host_env=aws_environment(address, instance.aws_port, state.aws, state.faults),
         ports={"http": instance.aws_port},
         startup=probe,
     )

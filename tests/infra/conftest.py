@@ -46,14 +46,20 @@ def local_graphs(graphs: dict[str, Graph]) -> dict[str, Graph]:
 
 
 @pytest.fixture(scope="module")
-def emulated_aws_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def emulated_aws_state(tmp_path_factory: pytest.TempPathFactory) -> State:
+    """Where the module's emulated AWS has its state and looks for faults."""
+    return State(tmp_path_factory.mktemp("aws") / "local")
+
+
+@pytest.fixture(scope="module")
+def emulated_aws_url(emulated_aws_state: State) -> Iterator[str]:
     """Where an emulated AWS of the module's own answers."""
-    state = State(tmp_path_factory.mktemp("aws") / "local")
+    state = emulated_aws_state
     state.prepare()
     address, port = state.address(1), 4566
     process = subprocess.Popen(
         [sys.executable, "-m", "infra.embedded.aws_server"],
-        env={**os.environ, **environment(address, port, state.aws)},
+        env={**os.environ, **environment(address, port, state.aws, state.faults)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
