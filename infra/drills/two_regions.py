@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -186,7 +187,7 @@ class TwoRegions:
 
 @contextmanager
 def two_regions(keep: bool = False) -> Iterator[TwoRegions]:
-    """Both regions on twins, in a new folder; taken down afterwards, and with `keep` its logs stay.
+    """Both regions on twins, in a new folder; taken down afterwards, after Ctrl-C and SIGTERM too, and with `keep` its logs stay.
 
     Raises:
         UserError: they do not come up.
@@ -194,6 +195,8 @@ def two_regions(keep: bool = False) -> Iterator[TwoRegions]:
     folder = Path(tempfile.mkdtemp(prefix="flotilla-drill-"))
     root = folder / LOCAL
     regions = TwoRegions(root, {**os.environ, "FLOTILLA_STATE": str(root), "FLOTILLA_API_KEY": "", "COLUMNS": "200"})
+    # By default SIGTERM ends a process without a `finally`, and both regions would go on running.
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         named = [part for region in REGIONS for part in ("--region", region)]
         regions.run("up", *named, "--engine", "twin", "--port-offset", str(_free_offset()), "--json")
@@ -208,6 +211,7 @@ def two_regions(keep: bool = False) -> Iterator[TwoRegions]:
         )
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait(condition: Any, timeout_s: float, what: str) -> float:

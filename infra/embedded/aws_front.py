@@ -19,7 +19,7 @@ from pathlib import Path
 
 from infra.embedded import faults
 from infra.embedded.faults import Cut, Mode
-from infra.embedded.forwarder import CHUNK_BYTES, CONNECT_TIMEOUT_S, join, reset
+from infra.embedded.forwarder import CHUNK_BYTES, CONNECT_TIMEOUT_S, end, join, reset
 from serving.errors import UserError
 
 LOOK_S = 0.1
@@ -130,11 +130,7 @@ class AwsFront:
 
     async def stop(self) -> None:
         """Stops listening and resets what is connected."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await end(self._server, self._connections)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task, link = asyncio.current_task(), Link(self._links)

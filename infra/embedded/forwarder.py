@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 CHUNK_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 1.0
@@ -40,11 +40,7 @@ class Forwarder:
 
     async def stop(self) -> None:
         """Stops listening and aborts what is still connected."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await end(self._server, self._connections)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -72,6 +68,16 @@ class Forwarder:
             except OSError:  # TimeoutError included: the pod has gone since; the next may be there
                 continue
         return None
+
+
+async def end(server: asyncio.Server | None, connections: Iterable[asyncio.Task[None]]) -> None:
+    """Closes `server`, if there is one, and returns once each connection's task has been cancelled and is over."""
+    if server is not None:
+        server.close()
+    tasks = list(connections)  # each leaves its collection as it ends
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def join(
