@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Strategy = Literal["refuse", "truncate-oldest", "keep-system-and-last", "summarise"]
-"""`refuse`: nothing is dropped. `truncate-oldest`: the oldest blocks, as few as make room. `keep-system-and-last`: all that may go
-before the last question. `summarise`: as `truncate-oldest`, and room is left for a summary of what was dropped."""
+"""`refuse`: nothing is dropped. `truncate-oldest`: the oldest blocks, as few as make room. `keep-system-and-last`: all that may
+go before the last question. `summarise`: as `truncate-oldest`, and room is left for a summary of what was dropped."""
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 PINNED_ROLES = frozenset({"system", "developer"})
 Reason = Literal["fits", "refused", "dropped", "rest_too_long"]
@@ -38,7 +38,7 @@ class Size:
     calls: tuple[str, ...] = ()
     """Ids of the calls of tools that it makes."""
     answers: str = ""
-    """Id of the call whose result it is; empty where it is none. The nearest call before it is meant, since ids may come again."""
+    """Id of the call whose result it is, empty where it is none: the nearest call before it, since ids may come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,15 @@ class Compaction:
     kept_tokens: int
     """Of the kept messages, and what comes with every prompt."""
     reason: Reason
-    """`fits`: nothing had to go. `refused`: something has to, and the strategy forbids it. `rest_too_long`: what may not be dropped
-    is too long by itself."""
+    """`fits`: nothing had to go. `refused`: something has to, and the strategy forbids it. `rest_too_long`: what may not be
+    dropped is too long by itself."""
 
 
 def decide_compaction(
     messages: Sequence[Size], *, strategy: Strategy, max_prompt_tokens: int, fixed_tokens: int = 0
 ) -> Compaction:
-    """What is kept of `messages` so that it has at most `max_prompt_tokens`, `fixed_tokens` of the prompt (the template's own, the
-    tools') included. No messages always fit if those do.
+    """What is kept of `messages` so that it has at most `max_prompt_tokens`, `fixed_tokens` of the prompt (the template's own,
+    the tools') included.
 
     Example: system 10, user 50, assistant 40, user 20 in 60 tokens: the second and third go, and 30 are left.
     """

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from policies.admission.fair_queue import Band
+from policies.context.compaction import Strategy
 from policies.routing.model_choice import SIZES, ModelClass
 from serving.gateway import keys
 from serving.gateway.admin_access import AdminParts, actor, ask, authorised, refuse
@@ -49,6 +50,7 @@ class TermsChange(BaseModel):
     models: Annotated[list[str], Field(min_length=1)] | None = None
     auto_floor: ModelClass | None = None
     auto_ceiling: ModelClass | None = None
+    context: Strategy = "refuse"
 
     def terms(self) -> dict[str, Any]:
         """Those that were given."""

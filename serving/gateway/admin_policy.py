@@ -1,6 +1,6 @@
 """The admin API's policies: how a tenant's requests may be changed on their way, read and set as one document.
 
-    {"auto": {"floor": "small", "ceiling": "medium"}}
+    {"auto": {"floor": "small", "ceiling": "medium"}, "context": {"strategy": "truncate-oldest"}}
 
 A section is a step of the request's path, and its fields are terms of the tenant, which a plan may give as well. A PUT sets all
 of them, and so makes them the tenant's own: what is left out is the default, not the plan's.
@@ -15,6 +15,7 @@ import structlog
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict
 
+from policies.context.compaction import Strategy
 from policies.routing.model_choice import ModelClass
 from serving.gateway.admin import TenantChange, replace, served
 from serving.gateway.admin_access import AdminParts, actor, authorised
@@ -33,21 +34,31 @@ class AutoPolicy(BaseModel):
     ceiling: ModelClass | None = None
 
 
+class ContextPolicy(BaseModel):
+    """What is done with a conversation that does not fit its window."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    strategy: Strategy = "refuse"
+
+
 class Policy(BaseModel):
     """All of them."""
 
     model_config = ConfigDict(extra="forbid")
 
     auto: AutoPolicy = AutoPolicy()
+    context: ContextPolicy = ContextPolicy()
 
     @classmethod
     def of(cls, terms: Terms) -> Policy:
         """The policies among `terms`."""
-        return cls(auto=AutoPolicy(floor=terms.auto_floor, ceiling=terms.auto_ceiling))
+        auto = AutoPolicy(floor=terms.auto_floor, ceiling=terms.auto_ceiling)
+        return cls(auto=auto, context=ContextPolicy(strategy=terms.context))
 
     def change(self) -> TenantChange:
         """What makes a tenant follow them."""
-        return TenantChange(auto_floor=self.auto.floor, auto_ceiling=self.auto.ceiling)
+        return TenantChange(auto_floor=self.auto.floor, auto_ceiling=self.auto.ceiling, context=self.context.strategy)
 
 
 def policy_router(settings: GatewaySettings, parts: Callable[[], AdminParts | None]) -> APIRouter:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from policies.routing.model_choice import NEEDS, Features, ModelChoice, Need, decide_model
 from serving.gateway import errors
 from serving.gateway.auth import Principal
-from serving.gateway.context import Context, ContextCounter, not_ready
+from serving.gateway.context import Context, ContextCounter, ContextTooLong, not_ready
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Headers
 from serving.gateway.models import Models
@@ -35,7 +35,7 @@ class AutoModel:
         self._context = context
 
     async def place(
-        self, request: Request, principal: Principal, headers: Mapping[bytes, bytes]
+        self, request: Request, principal: Principal, headers: Mapping[bytes, bytes], *, leaves_room: bool = False
     ) -> tuple[ServedModel, Context, ModelChoice]:
         """The class that answers `request`, its place there, and why that class.
 
@@ -53,17 +53,17 @@ class AutoModel:
         choice = decide_model(features, available, floor=tenant.auto_floor, ceiling=tenant.auto_ceiling)
         if choice is None:
             raise errors.model_not_found(AUTO_MODEL)
-        refusals: list[tuple[int, ApiError]] = []
+        refusals: list[ContextTooLong] = []
         while choice is not None:
             model = served[choice.model_class]
             try:
-                return model, await self._context.place(model, request, principal.cache_salt), choice
-            except ApiError as error:
-                if error.kind is not errors.CONTEXT_LENGTH_EXCEEDED:
-                    raise
-                refusals.append((model.context_window_tokens, error))
+                context = await self._context.place(model, request, principal.cache_salt, leaves_room=leaves_room)
+                return model, context, choice
+            except ContextTooLong as error:
+                error.choice = choice
+                refusals.append(error)
             choice = choice.next()
-        raise max(refusals, key=lambda refusal: refusal[0])[1]
+        raise max(refusals, key=lambda refusal: refusal.window_tokens)
 
 
 def needs_of(request: Request, headers: Mapping[bytes, bytes]) -> frozenset[Need]:

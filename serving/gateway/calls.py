@@ -10,6 +10,7 @@ import structlog
 
 from policies.routing.model_choice import ModelChoice
 from serving.gateway import errors
+from serving.gateway.compaction import Compacted
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.metrics import NO_MODEL, Metrics
@@ -50,6 +51,10 @@ class Call:
     """The claim on its idempotency key, and the event that was named in it; empty where it came without a key."""
     choice: ModelChoice | None = None
     """How its class was chosen, where it asked for `auto`."""
+    compacted: Compacted | None = None
+    """What of its conversation was dropped; None where all of it was kept."""
+    summary_for: str = ""
+    """The event whose conversation this one summarises; empty for all that clients ask."""
     meter: Meter | None = None
     """There from the moment that the request is about to be paid for."""
 

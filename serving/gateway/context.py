@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from policies.routing.model_choice import BYTES_PER_TOKEN
+from policies.routing.model_choice import BYTES_PER_TOKEN, ModelChoice
 from policies.routing.prefix_index import Chain, chain_of
 from serving.gateway import errors
 from serving.gateway.embeddings import EmbeddingsRequest
@@ -30,6 +30,7 @@ _MESSAGE_CHARS = 30
 """What a template adds to a message, roughly."""
 _NUM_COUNTERS = 2
 _NOT_READY_RETRY_S = 5.0
+MAX_ANSWER_ROOM_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,27 @@ class Context:
     """The prompt's blocks, for the choice of an engine."""
 
 
+class ContextTooLong(ApiError):
+    """`context_length_exceeded`, and what it takes to make the conversation shorter."""
+
+    def __init__(
+        self, request: Request, model: ServedModel, release: LoadedRelease, window_tokens: int, prompt_tokens: int
+    ) -> None:
+        wanted = request.output_limit
+        param = "messages" if isinstance(request, ChatRequest) else "prompt"
+        asked = f"{prompt_tokens} in the prompt" + ("" if wanted is None else f" and {wanted} for the answer")
+        limit = f"This model's maximum context length is {window_tokens} tokens"
+        super().__init__(
+            errors.CONTEXT_LENGTH_EXCEEDED, f"{limit}. However, you asked for {asked}. Please ask for less.", param=param
+        )
+        self.model = model
+        self.release = release
+        self.window_tokens = window_tokens
+        self.prompt_tokens = prompt_tokens
+        self.choice: ModelChoice | None = None
+        """How `auto` came to this class."""
+
+
 class ContextCounter:
     """Places requests in their model's window."""
 
@@ -53,18 +75,20 @@ class ContextCounter:
         self._releases = releases
         self._threads = ThreadPoolExecutor(_NUM_COUNTERS, thread_name_prefix="tokens")
 
-    async def place(self, model: ServedModel, request: Request, cache_salt: str) -> Context:
-        """Count the prompt and fit the answer behind it. `cache_salt` keeps the tenant's blocks apart from others'.
+    async def place(self, model: ServedModel, request: Request, cache_salt: str, *, leaves_room: bool = False) -> Context:
+        """Count the prompt and fit the answer behind it: what the client asked for, or else one token, or with `leaves_room` as
+        many as `answer_room` says. `cache_salt` keeps the tenant's blocks apart from others'.
 
         Raises:
-            ApiError: `context_length_exceeded`, `invalid_value` where the template refuses the messages, or `model_not_ready`.
+            ContextTooLong: it does not fit.
+            ApiError: `invalid_value` where the template refuses the messages, or `model_not_ready`.
         """
         release = self._release(model, request.model)
         window = min(model.context_window_tokens, release.context_window_tokens)
         prompt_tokens, chain = await self._count(release, request, cache_salt)
         wanted = request.output_limit
-        if prompt_tokens + (wanted or 1) > window:
-            raise _too_long(request, window, prompt_tokens, wanted)
+        if prompt_tokens + (wanted or (answer_room(window) if leaves_room else 1)) > window:
+            raise ContextTooLong(request, model, release, window, prompt_tokens)
         return Context(
             release.release_id, prompt_tokens, window - prompt_tokens if wanted is None else wanted, release.counter, chain
         )
@@ -108,7 +132,7 @@ class ContextCounter:
             if isinstance(one, list):
                 _check_ids(release, one, "input")
         num_chars = sum(len(one) for one in request.inputs if isinstance(one, str))
-        found = counts() if num_chars <= release.counter.inline_chars else await self._in_thread(counts)
+        found = counts() if num_chars <= release.counter.inline_chars else await self.in_thread(counts)
         if max(found) > window:
             reason = f"This model's maximum context length is {window} tokens. However, an input has {max(found)}."
             raise ApiError(errors.CONTEXT_LENGTH_EXCEEDED, reason, param="input")
@@ -136,9 +160,10 @@ class ContextCounter:
     async def _maybe_in_thread(
         self, release: LoadedRelease, num_chars: int, count: Callable[[], tuple[int, Chain]]
     ) -> tuple[int, Chain]:
-        return count() if num_chars <= release.counter.inline_chars else await self._in_thread(count)
+        return count() if num_chars <= release.counter.inline_chars else await self.in_thread(count)
 
-    async def _in_thread(self, count: Callable[[], _T]) -> _T:
+    async def in_thread(self, count: Callable[[], _T]) -> _T:
+        """What `count` gives, counted away from the streams."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, count)
 
     def _release(self, model: ServedModel, name: str) -> LoadedRelease:
@@ -152,6 +177,11 @@ def not_ready(name: str) -> ApiError:
     """Nothing has been published under this name yet."""
     message = f"The model `{name}` has not been published yet."
     return ApiError(errors.MODEL_NOT_READY, message, retry_after_s=_NOT_READY_RETRY_S)
+
+
+def answer_room(window_tokens: int) -> int:
+    """Tokens that a conversation which is shortened leaves for an answer of no stated length."""
+    return min(MAX_ANSWER_ROOM_TOKENS, window_tokens // 4)
 
 
 def _chat_ids(release: LoadedRelease, request: ChatRequest) -> list[int]:
@@ -177,10 +207,3 @@ def _check_ids(release: LoadedRelease, ids: list[int], param: str = "prompt") ->
         message = f"`{param}` has a token id over {release.counter.num_token_ids - 1}, the last that this model knows."
         raise ApiError(errors.INVALID_VALUE, message, param=param)
     return ids
-
-
-def _too_long(request: Request, window: int, prompt_tokens: int, wanted: int | None) -> ApiError:
-    param = "messages" if isinstance(request, ChatRequest) else "prompt"
-    asked = f"{prompt_tokens} in the prompt" + ("" if wanted is None else f" and {wanted} for the answer")
-    message = f"This model's maximum context length is {window} tokens. However, you asked for {asked}. Please ask for less."
-    return ApiError(errors.CONTEXT_LENGTH_EXCEEDED, message, param=param)

@@ -4,7 +4,7 @@
     validate  what is asked, from a closed list of bounded fields
     claim     with an Idempotency-Key: a request that came before is answered as before, and nothing below happens again
     models    which class serves it: the one that is named, or for `auto` what the rule says
-    context   how long the prompt is, and what may follow it
+    context   how long the prompt is, and what may follow it; what is too long is refused, or shortened as was declared
     limits    what it may cost is reserved
     queue     engines that are full are waited for, fairly, or the client is told at once when to come back
     route     which engine holds the most of the prompt and has the least to do
@@ -31,10 +31,12 @@ import structlog
 
 from policies.admission.limits import Cost
 from serving.gateway import embeddings, errors, idempotency, limit_answers, reserving, responses, resume, settle, validate
+from serving.gateway.aside import Aside, NoAnswer
 from serving.gateway.attempts import Attempts, Order
 from serving.gateway.auth import Authenticator, Principal
-from serving.gateway.auto_model import AutoModel, choice_headers
+from serving.gateway.auto_model import choice_headers
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, mint_request_id, record
+from serving.gateway.compaction import context_headers
 from serving.gateway.context import Context, ContextCounter
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.embeddings import EmbeddingsRequest
@@ -44,6 +46,7 @@ from serving.gateway.idempotency import Idempotency
 from serving.gateway.limits import Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
+from serving.gateway.placing import Placing
 from serving.gateway.queue import ClassQueue, Turn
 from serving.gateway.respond import Response, ResponseDocumentSink, ResponseStreamSink
 from serving.gateway.route import Pool
@@ -87,8 +90,7 @@ class Pipeline:
         self._gateway = gateway
         self._authenticator = authenticator
         self._models = models
-        self._context = context
-        self._auto = AutoModel(models, context)
+        self._placing = Placing(models, context)
         self._limiter = limiter
         self._queues = queues
         self._attempts = Attempts(settings.timeouts, pools, dispatcher, metrics)
@@ -125,12 +127,11 @@ class Pipeline:
         """
         principal = await self._authenticator.authenticate(exchange.headers)
         chat = responses.parse_count(await self._read_body(exchange), max_depth=self._settings.max_json_depth)
-        named = None if chat.model == AUTO_MODEL else self._models.choose(chat.model, principal.tenant)
+        if chat.model != AUTO_MODEL:
+            self._models.choose(chat.model, principal.tenant)
         reservation = await self._limiter.reserve(principal.tenant, mint_request_id(), Cost(requests=1))
         try:
-            if named is None:
-                return (await self._auto.place(chat, principal, exchange.headers))[1].prompt_tokens
-            return (await self._context.place(named, chat, principal.cache_salt)).prompt_tokens
+            return await self._placing.count(exchange, principal, chat)
         finally:
             if reservation is not None:
                 await self._limiter.settle(reservation, Cost())
@@ -178,17 +179,11 @@ class Pipeline:
             ApiError: the answer, where nothing has been sent yet.
             ClientGone: as it says.
         """
-        if request.model == AUTO_MODEL and not isinstance(request, EmbeddingsRequest):
-            model, context, call.choice = await self._auto.place(request, principal, exchange.headers)
-            call.model = model.model_class
-        else:
-            model = self._models.choose(request.model, principal.tenant)
-            call.model = model.model_class
-            if isinstance(request, EmbeddingsRequest):
-                context = await self._context.place_inputs(model, request)
-            else:
-                context = await self._context.place(model, request, principal.cache_salt)
 
+        async def ask(own: validate.ChatRequest) -> str:
+            return await self._ask_aside(exchange, call, principal, own)
+
+        model, request, context = await self._placing.place(exchange, call, principal, request, ask)
         rate = self._models.rate(model, settle.now_ms())
         cost = reserving.wanted(context, request.num_choices, rate)
         reservation = await self._limiter.reserve(principal.tenant, call.request_id, cost)
@@ -211,6 +206,29 @@ class Pipeline:
             if reservation is not None:
                 await self._limiter.settle(reservation, reserving.used(call.meter))
 
+    async def _ask_aside(self, exchange: Exchange, call: Call, principal: Principal, request: validate.ChatRequest) -> str:
+        """The text of the answer to a request of our own, made for the one in `call` and billed to its tenant by itself.
+
+        Raises:
+            NoAnswer: there is none.
+            ClientGone: nobody waits for it any more.
+        """
+        own = Call("chat.completions", call.trace, tenant=call.tenant, key_id=call.key_id, summary_for=call.event_id)
+        with Aside(exchange) as aside:
+            try:
+                await self._admit(aside, own, principal, request, None)
+                return aside.text
+            except ApiError as error:
+                own.failed(error)
+                raise NoAnswer(error.kind.code) from error
+            except ClientGone:
+                own.status = CLIENT_GONE_STATUS
+                if aside.is_late:
+                    raise NoAnswer("timeout") from None
+                raise
+            finally:
+                record(own, aside, self._metrics)
+
     async def _generate(
         self,
         exchange: Exchange,
@@ -232,7 +250,7 @@ class Pipeline:
         if exchange.is_disconnected:
             raise ClientGone
         meter = call.meter = self._meter(call, principal, model, context, request.num_choices)
-        headers = [_request_id_header(call), *choice_headers(call.choice), *turn.headers]
+        headers = [_request_id_header(call), *choice_headers(call.choice), *context_headers(call.compacted), *turn.headers]
         if reservation is not None:
             headers.extend(reservation.headers)
         if reservation is not None and reservation.bound_by != "admitted":
@@ -333,6 +351,11 @@ class Pipeline:
             num_choices=num_choices,
             asked_model="" if call.choice is None else AUTO_MODEL,
             model_reason="" if call.choice is None else call.choice.reason,
+            is_compacted=call.compacted is not None,
+            compaction="" if call.compacted is None else call.compacted.strategy,
+            dropped_messages=0 if call.compacted is None else len(call.compacted.dropped),
+            dropped_tokens=0 if call.compacted is None else call.compacted.dropped_tokens,
+            summary_for=call.summary_for,
         )
         return Meter(self._journal, self._settings.journal, opened, num_choices * context.max_tokens)
 
@@ -374,7 +397,8 @@ async def _answer(exchange: Exchange, call: Call, error: ApiError) -> None:
     body = error.body()
     head = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
     with suppress(ClientGone):
-        exchange.start(error.kind.status, (*head, _request_id_header(call), *choice_headers(call.choice), *error.all_headers()))
+        told = (*choice_headers(call.choice), *context_headers(call.compacted), *error.all_headers())
+        exchange.start(error.kind.status, (*head, _request_id_header(call), *told))
         await exchange.finish(body)
 
 

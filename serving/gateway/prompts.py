@@ -133,6 +133,10 @@ class PromptCounter:
         """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself."""
         return self._ids(text, add_special_tokens=True)
 
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a text by itself: of a message's, about what it adds to a conversation."""
+        return len(self._encode(text, False))
+
     def decoder(self, before: Sequence[int]) -> Callable[[int], str]:
         """Turns one token id after the other, all of which follow `before`, into the text that each completes; special tokens and
         unfinished characters are empty."""

@@ -105,7 +105,7 @@ class Response:
             "tool_choice": request.tool_choice or "auto",
             "tools": request.tools or [],
             "top_p": 1.0 if request.top_p is None else request.top_p,
-            "truncation": "disabled",
+            "truncation": request.truncation or "disabled",
             "usage": None if meter is None else _usage(meter),
             "user": request.user,
             "metadata": request.metadata or {},

@@ -111,7 +111,8 @@ class _Asked(Closed, kw_only=True):
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None
     text: Text | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """`auto` is our `truncate-oldest`, `disabled` our `refuse`."""
 
 
 class CountRequest(_Asked, kw_only=True):
@@ -176,6 +177,8 @@ def _chat(asked: _Asked) -> ChatRequest:
         parallel_tool_calls=asked.parallel_tool_calls if asked.tools else None,
         response_format=_format(asked.text),
     )
+    if asked.truncation is not None:
+        chat.context = "truncate-oldest" if asked.truncation == "auto" else "refuse"
     if not asked.tools and choice == "auto":  # OpenAI's default, which some clients send
         chat.tool_choice = None
     validate.check_together(chat)

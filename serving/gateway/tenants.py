@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 
 from policies.admission.fair_queue import Band
 from policies.admission.limits import Limits
+from policies.context.compaction import Strategy
 from policies.routing.model_choice import ModelClass
 from serving.gateway.audited import UNKNOWN, AuditedTable, AuditEntry, decode, encode, is_conditional, now_ms
 
@@ -55,6 +56,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     auto_floor: ModelClass | None = None
     auto_ceiling: ModelClass | None = None
     """The smallest and the largest class that answers to `auto`; None: any that it may use."""
+    context: Strategy = "refuse"
+    """What is done with a conversation that does not fit its window, where the request does not say."""
 
     @property
     def limits(self) -> Limits:

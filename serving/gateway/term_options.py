@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from policies.context.compaction import STRATEGIES
 from serving.errors import UserError
 
 UNLIMITED = "unlimited"
@@ -72,6 +73,12 @@ def _models(flag: str, text: str) -> list[str] | None:
     return None if text == ALL_MODELS else [name.strip() for name in text.split(",")]
 
 
+def _strategy(flag: str, text: str) -> str:
+    if text not in STRATEGIES:
+        raise UserError(f"--{flag} is {text!r}; must be one of {', '.join(STRATEGIES)}")
+    return text
+
+
 def _limit_option(flag: str, what: str, title: str) -> TermOption:
     return TermOption(flag, f"N|{UNLIMITED}", what, title, _limit, lambda limit: UNLIMITED if limit is None else f"{limit:,}")
 
@@ -105,6 +112,14 @@ OPTIONS: dict[str, TermOption] = {
     ),
     "auto_floor": _auto_option("auto-floor", "The smallest model class that answers requests for `auto`.", "auto from"),
     "auto_ceiling": _auto_option("auto-ceiling", "The largest.", "to"),
+    "context": TermOption(
+        "context",
+        "|".join(STRATEGIES),
+        "What is done with a conversation that does not fit its window, where the request does not say.",
+        "too long",
+        _strategy,
+        str,
+    ),
 }
 """By the term's name in the admin API."""
 TITLES = tuple(option.title for option in OPTIONS.values())

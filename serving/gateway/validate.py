@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta
 
+from policies.context.compaction import Strategy
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
 from serving.gateway.messages import Closed, Message, NamedTool, ShortText, Tool, ToolChoice
@@ -108,6 +109,8 @@ class ChatRequest(_Common, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
+    context: Strategy | None = None
+    """What is done with a conversation that does not fit (`compaction.py`); None: what the header or the tenant says."""
 
     @property
     def output_limit(self) -> int | None:
@@ -148,7 +151,7 @@ _DECODERS: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     "completions": msgspec.json.Decoder(CompletionRequest),
 }
 _LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"})
-FOR_US = _LABELS | {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages"}
+FOR_US = _LABELS | {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages", "context"}
 """Fields that the engine gets from us, or not at all."""
 _MAX_COMPLAINT_LENGTH = 400
 """An unknown field's name may be as long as the body; an answer does not send it back whole."""

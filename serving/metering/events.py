@@ -89,6 +89,13 @@ class UsageOpen(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """Answers asked for (`n`). The prompt is billed once, and an engine counts it for each."""
     model_reason: str = ""
     """Why `auto` became this class, as `policies.routing.model_choice` says it; empty where the client named it."""
+    compaction: str = ""
+    """The strategy by which the conversation was shortened; empty where all of it was kept."""
+    dropped_messages: int = 0
+    dropped_tokens: int = 0
+    """What was dropped, by the model's own count: of the whole prompt less that of what was kept."""
+    summary_for: str = ""
+    """Event id of the request whose conversation this one summarises; the gateway asks for it itself."""
 
 
 class UsageProgress(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):

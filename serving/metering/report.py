@@ -42,6 +42,10 @@ class UsageRow(msgspec.Struct, frozen=True):
     """The same, exactly, in dollars: `0.000123`."""
     counted_requests: int = 0
     """Of the requests: those whose tokens the gateway counted itself, since their engine sent no counts that could be."""
+    compacted_requests: int = 0
+    """Of the requests: those whose conversation was shortened to fit."""
+    dropped_tokens: int = 0
+    """Of their prompts, as they came; not billed."""
     tenant: str = ""
     model: str = ""
     key_id: str = ""
@@ -144,6 +148,8 @@ def _sums(rows: Sequence[LedgerRow], *names: str) -> UsageRow:
         cost_pico_usd=cost_pico_usd,
         cost_usd=format_usd(cost_pico_usd).replace(",", ""),
         counted_requests=sum(row.is_counted for row in rows),
+        compacted_requests=sum(row.is_compacted for row in rows if not row.revision),
+        dropped_tokens=sum(row.dropped_tokens for row in rows if not row.revision),
         tenant=tenant,
         model=model,
         key_id=key_id,

@@ -98,4 +98,8 @@ def _opened(row: LedgerRow, rate: Rate) -> UsageOpen:
         is_batch=row.is_batch,
         num_choices=row.num_choices,
         model_reason=row.model_reason,
+        compaction=row.compaction,
+        dropped_messages=row.dropped_messages,
+        dropped_tokens=row.dropped_tokens,
+        summary_for=row.summary_for,
     )

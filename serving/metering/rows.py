@@ -75,6 +75,10 @@ class LedgerRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why it was rated anew; revisions only."""
     num_choices: int = 1
     model_reason: str = ""
+    compaction: str = ""
+    dropped_messages: int = 0
+    dropped_tokens: int = 0
+    summary_for: str = ""
 
     @property
     def key(self) -> RowKey:

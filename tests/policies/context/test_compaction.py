@@ -91,9 +91,7 @@ def pairs(sizes: Sequence[Size]) -> list[tuple[int, int]]:
 
 
 @given(conversations(), st.sampled_from(STRATEGIES), st.integers(0, 600), st.integers(0, 40))
-def test_whatever_is_asked_nothing_is_lost_that_may_not_be(
-    sizes: list[Size], strategy: Strategy, room: int, fixed: int
-) -> None:
+def test_whatever_is_asked_nothing_is_lost_that_may_not_be(sizes: list[Size], strategy: Strategy, room: int, fixed: int) -> None:
     decision = decide_compaction(sizes, strategy=strategy, max_prompt_tokens=room, fixed_tokens=fixed)
     assert sorted((*decision.kept, *decision.dropped)) == list(range(len(sizes)))
     assert decision.kept_tokens == fixed + sum(sizes[number].tokens for number in decision.kept)

@@ -133,11 +133,14 @@ def test_a_tenant_whose_plan_has_not_come_to_its_region_keeps_the_limits_it_was_
 def test_policies_are_one_document(admin: Admin) -> None:
     admin("POST", "/plans", {"id": "gold", "auto_floor": "medium"}, status=201)
     admin("POST", "/tenants", {"id": "acme", "plan": "gold"}, status=201)
-    assert admin("GET", "/tenants/acme/policy") == {"auto": {"floor": "medium", "ceiling": None}}
-    wanted = {"auto": {"floor": None, "ceiling": "medium"}}
+    assert admin("GET", "/tenants/acme/policy") == {
+        "auto": {"floor": "medium", "ceiling": None},
+        "context": {"strategy": "refuse"},
+    }
+    wanted = {"auto": {"floor": None, "ceiling": "medium"}, "context": {"strategy": "summarise"}}
     assert admin("PUT", "/tenants/acme/policy", wanted) == wanted
     tenant = served(admin, "acme")
-    assert (tenant.auto_floor, tenant.auto_ceiling) == (None, "medium")
+    assert (tenant.auto_floor, tenant.auto_ceiling, tenant.context) == (None, "medium", "summarise")
     assert {"auto_floor", "auto_ceiling"} <= {*tenant.overrides}
     code, param, message = admin.refusal("PUT", "/tenants/acme/policy", {"auto": {"floor": "huge"}, "compaction": 1})
     assert (code, param) == ("invalid_value", "auto.floor")

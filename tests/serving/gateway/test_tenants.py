@@ -58,6 +58,7 @@ FULL = Tenant(
     budget_month_micro_usd=10**12,
     auto_floor="small",
     auto_ceiling="medium",
+    context="truncate-oldest",
     trust_group="shop",
 )
 
