@@ -9,12 +9,18 @@ as long. So:
    arXiv:2401.00588), in tokens over weight. A request is charged when it goes out, for the prompt tokens that its engine will
    have to compute and twice the tokens that it will answer, both as its tenant's last ones were, and corrected when it has ended.
    A tenant that comes back from idling is lifted to what those who wait have had, less a small credit: so idling saves nothing
-   up, and who asks little waits for one slot and not for its round. Two tenants that both wait all the time have had amounts
-   that differ by no more than `2 x the dearest request`, and the credit where one had idled (corrections aside).
+   up, and who asks little waits for one slot and not for its round. Tenants that have credit left go before all others, those
+   with few requests first, in order of arrival: by their counters, whoever has asked once more than its equals would wait until
+   all of them have been served. Two tenants that both wait all the time have had amounts that differ by no more than `2 x the
+   dearest request`, and the credit (corrections aside).
 3. Within a tenant the earliest deadline goes first.
+4. A tenant that floods would still hold every slot, so that everybody else waits for one to come free, where alone they would
+   have found one. So whoever has no credit leaves some of the last free slots to those who have: as many as these have had at
+   once of late, and no more than `KEPT_RATIO`. That is the most that may stay idle while somebody waits; where nobody has credit
+   it is none. A tenant's only two requests may always go.
 
 Several gateways are as fair as one but for what they have not told each other: `merge` takes in what others have charged. With
-merges after at most D tokens of others, the bound is `2 x (the dearest request + D)` over all gateways.
+merges after at most D tokens of others, the bound is `2 x (the dearest request + D)` over all gateways, and the credit.
 
 A full queue makes room for whoever waits with less: the last request of the longest queue in the lowest band goes (longest queue
 drop, Suter et al. 1998). Time is an argument, and nothing here waits.
@@ -25,116 +31,29 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
-Band = Literal["interactive", "standard", "batch"]
-"""A tenant's priority. `interactive`: people wait for the tokens. `standard`: the default. `batch`: served from what is spare."""
+from policies.admission.lanes import (
+    CREDIT_TOKENS,
+    LEARN,
+    MAX_ACCOUNTS,
+    OUTPUT_WEIGHT,
+    PRIOR_S,
+    RESERVED,
+    Account,
+    Band,
+    Lane,
+    Refusal,
+    Ticket,
+)
 
-RESERVED: Mapping[Band, float] = {"interactive": 0.0, "standard": 0.2, "batch": 0.05}
-"""Highest first. Share of the tokens that a band is owed while it waits, whatever higher ones want. The rest is the highest's."""
-OUTPUT_WEIGHT = 2.0
-"""An output token costs twice an input token, as in the paper: decoding it takes a share of a whole step."""
-CREDIT_TOKENS = 4096.0
-"""What a tenant that comes back may have ahead of others, weighted: two conversations. Without it, one that always waits
-gets every second slot while a single other waits, however little that one asks."""
-FIRST_OUTPUT_TOKENS = 211.0
-"""Expected of a tenant that has not answered yet: the mean of conversations (Azure 2023 trace)."""
-LEARN = 0.1
-"""How fast means of a tenant and of the class follow the last request."""
-RATE_S = 5.0
-"""How fast measured rates forget (e-fold), and..."""
-PRIOR_S = 1.0
-"""...for how long what was worked out beforehand weighs as much as what is measured."""
-MAX_ACCOUNTS = 10_000
-"""Of a band. Beyond it those are forgotten that would be lifted anyway."""
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request and where it stands."""
-
-    tenant: str
-    band: Band
-    weight: int
-    prompt_tokens: int
-    max_output_tokens: int
-    deadline_s: float
-    """It is of no use to be sent to an engine later."""
-    entered_s: float
-    cost: float = 0.0
-    """Tokens that it is expected to come to, weighted."""
-    uncached_tokens: float = 0.0
-    """Of its prompt, that an engine is expected to have to compute."""
-    predicted_wait_s: float = 0.0
-    dispatched_s: float = math.inf
-    is_waiting: bool = False
-
-    @property
-    def is_dispatched(self) -> bool:
-        """It may go, or has gone, to an engine."""
-        return self.dispatched_s < math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A request that is not let in, and why."""
-
-    reason: Literal["deadline", "full"]
-    predicted_wait_s: float
-
-
-@dataclass(slots=True)
-class _Rate:
-    """Weighted tokens a second that went out of a queue while it was not empty."""
-
-    tokens: float = 0.0
-    seconds: float = 0.0
-    since_s: float = 0.0
-
-    def went(self, tokens: float, now_s: float) -> None:
-        passed_s = max(now_s - self.since_s, 0.0)
-        left = math.exp(-passed_s / RATE_S)
-        self.tokens = self.tokens * left + tokens
-        self.seconds = self.seconds * left + passed_s
-        self.since_s = now_s
-
-    def per_s(self, prior_per_s: float) -> float:
-        return (self.tokens + PRIOR_S * prior_per_s) / (self.seconds + PRIOR_S)
-
-
-@dataclass(slots=True)
-class _Account:
-    """A tenant within a band."""
-
-    counter: float = 0.0
-    weight: int = 1
-    output_tokens: float = FIRST_OUTPUT_TOKENS
-    uncached_ratio: float = 1.0
-    waiting: list[tuple[float, int, Ticket]] = field(default_factory=list)
-    """By deadline. Those that left are still in it, until they come up."""
-    num_waiting: int = 0
-    cost: float = 0.0
-    """Of those that wait."""
-    latest_s: float = -math.inf
-    """The last deadline of those that wait, or waited together with them."""
-    rate: _Rate = field(default_factory=_Rate)
-    unsent: float = 0.0
-    """Charged and not told to other gateways yet."""
-
-
-@dataclass(slots=True)
-class _Lane:
-    """A band."""
-
-    reserved: float
-    accounts: dict[str, _Account] = field(default_factory=dict)
-    backlogged: dict[str, _Account] = field(default_factory=dict)
-    level: float = 0.0
-    """The highest counter at which anybody was served. No tenant that waits is further below than the credit."""
-    owed: float = 0.0
-    rate: _Rate = field(default_factory=_Rate)
+KEPT_RATIO = 0.2
+"""Of the slots, at most, are kept for tenants with credit. In virtual time (tests/policies/admission/queue_sim.py, 200 s, two
+seeds) first tokens of 199 tenants at 0.85 of their share take at p99, beside one at 50 times its own, 0.96 and 1.03 times as long
+as alone before one gateway, and 0.96 and 1.19 times as long before four; with 0.1 1.02 to 1.35, with none 1.3 to 2.2."""
+SPENT_RATIO = 7 / 8
+"""Of its credit: a tenant that has had so much of it has none. Among equals nearly all then have some."""
+FEW = 2
+"""A tenant with no more requests than this, waiting and at engines, does not flood."""
 
 
 class FairQueue:
@@ -144,7 +63,7 @@ class FairQueue:
         self.num_waiting = 0
         self._credit = credit_tokens
         self._max_waiting = max_waiting
-        self._lanes: dict[Band, _Lane] = {band: _Lane(share) for band, share in RESERVED.items()}
+        self._lanes: dict[Band, Lane] = {band: Lane(share) for band, share in RESERVED.items()}
         self._order = itertools.count()
         self._mean_cost = 0.0
         self._mean_service_s = 0.0
@@ -158,7 +77,10 @@ class FairQueue:
         to make room for it, or neither."""
         lane = self._lanes[ticket.band]
         account = self._charged_to(ticket, lane)
-        ticket.predicted_wait_s = self._wait_s(ticket, lane, account, slots)
+        own = account.cost
+        if ticket.deadline_s < account.latest_s:
+            own = sum(one.cost for at_s, _, one in account.waiting if one.is_waiting and at_s <= ticket.deadline_s)
+        ticket.predicted_wait_s = self._wait_s(lane, account, own, slots)
         if now_s + ticket.predicted_wait_s > ticket.deadline_s:
             return Refusal("deadline", ticket.predicted_wait_s), None
         pushed = None
@@ -186,15 +108,15 @@ class FairQueue:
         lane = self._lanes[ticket.band]
         account = self._charged_to(ticket, lane)
         self._lift(lane, account)
-        self._charge(account, ticket.cost)
-        lane.level = max(lane.level, account.counter - ticket.cost / account.weight)
-        ticket.dispatched_s = now_s
+        self._sent(ticket, lane, account, now_s)
 
-    def next(self, now_s: float) -> Ticket | None:
-        """The request that goes out now, charged; None where nobody waits."""
-        if not self.num_waiting:
+    def next(self, now_s: float, free: float = math.inf, slots: int = 0, shy: int = 0) -> Ticket | None:
+        """The request that goes out now, charged, where `free` of `slots` slots are; None where nobody waits, or nobody who may
+        have one of the last. Whoever has no credit leaves `shy` more, for what other gateways may take in this moment."""
+        found = self._next_up(now_s, free, slots, shy) if self.num_waiting else None
+        if found is None:
             return None
-        band, lane, tenant, account, ticket = self._next_up()
+        band, lane, tenant, account, ticket = found
         heapq.heappop(account.waiting)
         for other, its in self._lanes.items():
             its.owed = its.owed + its.reserved * ticket.cost if its.backlogged else 0.0
@@ -202,10 +124,8 @@ class FairQueue:
                 its.owed = max(its.owed - ticket.cost, 0.0)
         account.rate.went(ticket.cost, now_s)
         lane.rate.went(ticket.cost, now_s)
-        self._charge(account, ticket.cost)
-        lane.level = max(lane.level, account.counter - ticket.cost / account.weight)
+        self._sent(ticket, lane, account, now_s)
         self._not_waiting(ticket, tenant, lane, account)
-        ticket.dispatched_s = now_s
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -217,9 +137,12 @@ class FairQueue:
     def ended(self, ticket: Ticket, *, uncached_tokens: int, output_tokens: int, now_s: float) -> None:
         """A request that went out is over, and came to this: the charge is put right, and its tenant's next are expected to be
         more like it. One that no engine worked on is charged nothing and teaches nothing."""
-        account = self._lanes[ticket.band].accounts.get(ticket.tenant)
+        lane = self._lanes[ticket.band]
+        lane.num_with_credit -= ticket.had_credit
+        account = lane.accounts.get(ticket.tenant)
         if account is None:
             return
+        account.num_out -= 1
         actual = uncached_tokens + OUTPUT_WEIGHT * output_tokens
         self._charge(account, actual - ticket.cost)
         if actual > 0:
@@ -246,38 +169,39 @@ class FairQueue:
             account.counter += tokens / account.weight
 
     def wait_s(self, ticket: Ticket, slots: int) -> float:
-        """How long the request would wait if it came now, with its band and its tenant served as they have been of late."""
+        """How long a request like this one would wait if it came now, last of its tenant's."""
         lane = self._lanes[ticket.band]
-        return self._wait_s(ticket, lane, self._charged_to(ticket, lane), slots)
+        account = self._charged_to(ticket, lane)
+        return self._wait_s(lane, account, account.cost - (ticket.cost if ticket.is_waiting else 0.0), slots)
 
     def counter(self, band: Band, tenant: str) -> float:
         """Tokens over weight that the tenant has had, or was lifted to; 0 for one that is not known."""
         account = self._lanes[band].accounts.get(tenant)
         return 0.0 if account is None else account.counter
 
-    def _charged_to(self, ticket: Ticket, lane: _Lane) -> _Account:
+    def _charged_to(self, ticket: Ticket, lane: Lane) -> Account:
         account = lane.accounts.get(ticket.tenant)
         if account is None:
             if len(lane.accounts) >= MAX_ACCOUNTS:
                 least = lane.level - self._credit
                 lane.accounts = {name: one for name, one in lane.accounts.items() if one.num_waiting or one.counter > least}
-            account = lane.accounts[ticket.tenant] = _Account(counter=lane.level - self._credit)
+            account = lane.accounts[ticket.tenant] = Account(counter=lane.level - self._credit)
         account.weight = ticket.weight
         output = min(float(ticket.max_output_tokens), account.output_tokens)
         ticket.uncached_tokens = ticket.prompt_tokens * account.uncached_ratio
         ticket.cost = ticket.uncached_tokens + OUTPUT_WEIGHT * output
         return account
 
-    def _lift(self, lane: _Lane, account: _Account) -> None:
+    def _lift(self, lane: Lane, account: Account) -> None:
         if not account.num_waiting:
             account.counter = max(account.counter, lane.level - self._credit)
 
     @staticmethod
-    def _charge(account: _Account, tokens: float) -> None:
+    def _charge(account: Account, tokens: float) -> None:
         account.counter += tokens / account.weight
         account.unsent += tokens
 
-    def _not_waiting(self, ticket: Ticket, tenant: str, lane: _Lane, account: _Account) -> None:
+    def _not_waiting(self, ticket: Ticket, tenant: str, lane: Lane, account: Account) -> None:
         ticket.is_waiting = False
         account.num_waiting -= 1
         account.cost -= ticket.cost
@@ -287,18 +211,59 @@ class FairQueue:
             account.cost, account.latest_s = 0.0, -math.inf
             del lane.backlogged[tenant]
 
-    def _next_up(self) -> tuple[Band, _Lane, str, _Account, Ticket]:
-        """Of the band that is owed the most, if it is owed that much; else of the highest."""
-        waiting = [band for band, lane in self._lanes.items() if lane.backlogged]
-        for band in (max(waiting, key=lambda one: self._lanes[one].owed), waiting[0]):
-            lane = self._lanes[band]
-            tenant, account = min(lane.backlogged.items(), key=lambda item: item[1].counter)
-            while not account.waiting[0][2].is_waiting:
-                heapq.heappop(account.waiting)
-            ticket = account.waiting[0][2]
-            if lane.owed >= ticket.cost:
+    def kept_back(self, band: Band, slots: int, now_s: float) -> int:
+        """Free slots that a tenant of the band without credit leaves to those of its band and of higher ones who have it."""
+        kept = 0.0
+        for each, lane in self._lanes.items():
+            kept += lane.with_credit_of_late(now_s)
+            if each == band:
                 break
-        return band, lane, tenant, account, ticket
+        return min(int(kept), math.ceil(KEPT_RATIO * slots))
+
+    def _next_up(self, now_s: float, free: float, slots: int, shy: int) -> tuple[Band, Lane, str, Account, Ticket] | None:
+        """Of the band that is owed the most, if it is owed that much; else of the highest that has somebody who may go."""
+        waiting = [band for band, lane in self._lanes.items() if lane.backlogged]
+        most = max(waiting, key=lambda one: self._lanes[one].owed)
+        for band in (most, *waiting):
+            lane = self._lanes[band]
+            tenant, account = self._first_of(lane)
+            ticket = account.first
+            if band == most and band != waiting[0] and lane.owed < ticket.cost:
+                continue
+            is_bound = account.num_open > FEW and not self._has_credit(lane, account)
+            if free > (shy + self.kept_back(band, slots, now_s) if is_bound else 0):
+                return band, lane, tenant, account, ticket
+        return None
+
+    def _first_of(self, lane: Lane) -> tuple[str, Account]:
+        """The one with credit whose request has waited the longest, those with few first; where none has credit, the one that has
+        had the least."""
+        with_credit = [item for item in lane.backlogged.items() if self._has_credit(lane, item[1])]
+        if with_credit:
+            return min(with_credit, key=lambda item: (item[1].num_open > FEW, item[1].first.entered_s))
+        return min(lane.backlogged.items(), key=lambda item: item[1].counter)
+
+    def _has_credit(self, lane: Lane, account: Account) -> bool:
+        return account.counter < self._spent_at(lane)
+
+    def _cost_before(self, lane: Lane, other: Account, account: Account) -> float:
+        """Of what waits of `other`, what goes out before one more of `account`, where both have credit."""
+        if other.num_open <= FEW:
+            return other.cost
+        return 0.0 if account.num_open < FEW else min(other.cost, (self._spent_at(lane) - other.counter) * other.weight)
+
+    def _spent_at(self, lane: Lane) -> float:
+        return lane.level - self._credit * (1 - SPENT_RATIO)
+
+    def _sent(self, ticket: Ticket, lane: Lane, account: Account, now_s: float) -> None:
+        """It goes out, and is charged."""
+        ticket.dispatched_s = now_s
+        ticket.had_credit = self._has_credit(lane, account)
+        if ticket.had_credit:
+            lane.sent_with_credit(now_s)
+        account.num_out += 1
+        self._charge(account, ticket.cost)
+        lane.level = max(lane.level, account.counter - ticket.cost / account.weight)
 
     def _last_of_longest(self, band: Band, cost_per_weight: float) -> Ticket | None:
         """The last request of the longest queue in the lowest band that waits; None where that is shorter than `cost_per_weight`
@@ -314,24 +279,21 @@ class FairQueue:
                 return None
         return None
 
-    def _wait_s(self, ticket: Ticket, lane: _Lane, account: _Account, slots: int) -> float:
-        """What goes out before it, over the rate at which it goes. Before the first answers nothing is known, and that is 0."""
+    def _wait_s(self, lane: Lane, account: Account, own: float, slots: int) -> float:
+        """What goes out before a request that has `own` tokens of its tenant before it, over the rate at which it goes. Before
+        the first answers nothing is known, and that is 0."""
         if not self._mean_service_s:
             return 0.0
-        per_s = slots * self._mean_cost / self._mean_service_s
-        own = account.cost
-        if ticket.deadline_s < account.latest_s:
-            own = sum(one.cost for at_s, _, one in account.waiting if one.is_waiting and at_s <= ticket.deadline_s)
         lifted = account.counter if account.num_waiting else max(account.counter, lane.level - self._credit)
         level = lifted + own / account.weight
-        ahead = own + sum(
-            min(other.cost, max(level - other.counter, 0.0) * other.weight)
-            for other in lane.backlogged.values()
-            if other is not account
-        )
-        higher = list(itertools.takewhile(lambda its: its is not lane, self._lanes.values()))
-        prior_per_s = per_s * (max(lane.reserved, 0.05) if any(its.backlogged for its in higher) else 1.0)
-        wait_s = ahead / max(lane.rate.per_s(prior_per_s), 1e-9)
+        others = [other for other in lane.backlogged.values() if other is not account]
+        if level < self._spent_at(lane):
+            before = [self._cost_before(lane, other, account) for other in others if self._has_credit(lane, other)]
+        else:
+            before = [min(other.cost, max(level - other.counter, 0.0) * other.weight) for other in others]
+        higher = itertools.takewhile(lambda its: its is not lane, self._lanes.values())
+        share = max(lane.reserved, 0.05) if any(its.backlogged for its in higher) else 1.0
+        prior_per_s = share * slots * self._mean_cost / self._mean_service_s
         if own and account.rate.seconds >= PRIOR_S:  # others come and go before it: its own pace says how many
-            wait_s = max(wait_s, own * account.rate.seconds / max(account.rate.tokens, 1e-9))
-        return wait_s
+            return own * account.rate.seconds / max(account.rate.tokens, 1e-9)
+        return (own + sum(before)) / max(lane.rate.per_s(prior_per_s), 1e-9)

@@ -15,7 +15,7 @@ import structlog
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from policies.admission.fair_queue import Band
+from policies.admission.lanes import Band
 from policies.context.compaction import Strategy
 from policies.routing.model_choice import SIZES, ModelClass
 from serving.gateway import keys

