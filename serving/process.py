@@ -24,7 +24,6 @@ def configure_logs() -> None:
     encoder = msgspec.json.Encoder(enc_hook=repr)
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
             structlog.processors.TimeStamper(fmt="iso"),

@@ -10,6 +10,7 @@ key id: 178 random bits need no slow hash, and without the pepper, which is in a
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 import secrets
@@ -18,8 +19,10 @@ from dataclasses import dataclass
 
 PREFIX = "fl_live_"
 KEY_ID_LENGTH = 10
+PROOF_SECRET_BYTES = 32
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM_LENGTH, _CHECK_LENGTH = 30, 6
+_PROOF_BYTES = 32
 _SHAPE = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_RANDOM_LENGTH + _CHECK_LENGTH}}}", re.ASCII)
 
 
@@ -59,6 +62,11 @@ def digest(pepper: bytes, key: ApiKey) -> bytes:
 def matches(pepper: bytes, key: ApiKey, stored: bytes) -> bool:
     """`key` is the one stored. The comparison takes the same time wherever they differ."""
     return hmac.compare_digest(digest(pepper, key), stored)
+
+
+def proof(secret: bytes, key: ApiKey) -> bytes:
+    """What a process may keep in memory to know a key again that it has matched; without its own `secret` it is worth nothing."""
+    return hashlib.blake2b(key.secret.encode(), key=secret, digest_size=_PROOF_BYTES).digest()
 
 
 def _checksum(text: str) -> str:

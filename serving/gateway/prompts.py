@@ -56,6 +56,8 @@ class ChatTemplate:
         self._wants_parts = False
         try:
             self._template = environment.from_string(source)
+            # A plain copy of Jinja's chained mapping, which each rendering would walk twice in Python.
+            self._template.globals = dict(self._template.globals)
             if not self._carries_content():  # some templates take content only as a list of parts
                 self._wants_parts = True
                 if not self._carries_content():

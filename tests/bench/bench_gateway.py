@@ -161,6 +161,13 @@ async def measure(row: Row, pid: int | None, host: str, port: int, wire: bytes, 
         row.ttft_p99_ms.append(measured.ttft_ms(0.99))
 
 
+def settings() -> dict[str, Any]:
+    """A gateway's, whatever is measured of it: so many slots that nothing waits, and time for what a busy machine makes slow."""
+    served = make_settings().models[0].model_copy(update={"max_in_flight_per_engine": 4096, "context_window_tokens": 2048})
+    limits = {"connect_s": 10, "first_token_s": 600, "gap_s": 600, "request_s": 3600}
+    return {"models": [served.model_dump()], "timeouts": limits, "key_cache_s": 3}
+
+
 def free_port() -> int:
     import socket
 
@@ -183,11 +190,7 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> tuple[list[Row],
         with running_world(folder, train_tokenizer()) as world:
             world.make_secrets()
             world.serve_by(engine_port)
-            served = (
-                make_settings().models[0].model_copy(update={"max_in_flight_per_engine": 4096, "context_window_tokens": 2048})
-            )
-            limits = {"connect_s": 10, "first_token_s": 600, "gap_s": 600, "request_s": 3600}
-            ours = start(world, models=[served.model_dump()], timeouts=limits, key_cache_s=3)
+            ours = start(world, **settings())
             try:
                 ours.wait_ready()
                 admin_client.ensure_tenant(ours.target(), "bench")
@@ -207,9 +210,7 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> tuple[list[Row],
                 figures |= {f"fdatasync_p{share}_ms": round(syncs_ms[len(syncs_ms) * share // 100], 3) for share in (50, 99)}
             finally:
                 stop(ours)
-            figures |= await idle_streams(
-                world, engine_port, key, arguments.streams, models=[served.model_dump()], timeouts=limits
-            )
+            figures |= await idle_streams(world, engine_port, key, arguments.streams)
 
         if arguments.peers is not None:
             for name, command, env in peers(arguments.peers.resolve(), folder, engine_port):
@@ -234,12 +235,14 @@ async def profile(arguments: argparse.Namespace, folder: Path) -> None:
     with process(mock, folder), running_world(folder, train_tokenizer()) as world:
         world.make_secrets()
         world.serve_by(engine_port)
-        ours = start(world, python=("-m", "cProfile", "-o", str(result)), key_cache_s=3)
+        ours = start(world, python=("-m", "cProfile", "-o", str(result)), **settings())
         ours.wait_ready()
         admin_client.ensure_tenant(ours.target(), "bench")
         wire = request("x", admin_client.create_key(ours.target(), "bench", name="bench"), BODY)
-        await run(ours.address, 8080, wire, num=arguments.num, per_s=arguments.per_s, num_chunks=51, seed=1)
+        measured = await run(ours.address, 8080, wire, num=arguments.num, per_s=arguments.per_s, num_chunks=51, seed=1)
         stop(ours)
+    if measured.failures:
+        raise SystemExit(f"{len(measured.failures)} of {arguments.num} failed, the first by: {measured.failures[0]}")
     stats: Any = pstats.Stats(str(result))
     per_request = sorted(
         (
@@ -259,11 +262,11 @@ def _is_ours(path: str) -> bool:
     return any(Path(path).is_relative_to(ROOT / package) for package in ("serving", "policies"))
 
 
-async def idle_streams(world: World, engine_port: int, key: str, num: int, **settings: Any) -> dict[str, Any]:
+async def idle_streams(world: World, engine_port: int, key: str, num: int) -> dict[str, Any]:
     """What open streams that say nothing take, in a gateway of several workers."""
     addresses = [f"127.0.0.{number}" for number in range(1, NUM_ADDRESSES + 1)]
     world.serve_by(engine_port, addresses)
-    gateway = start(world, workers=NUM_WORKERS, **settings)
+    gateway = start(world, workers=NUM_WORKERS, **settings())
     try:
         gateway.wait_ready()
         await answers(gateway.address, 8080, request("x", key, BODY), 60, gateway.process.pid)

@@ -76,6 +76,17 @@ def test_a_stored_digest_knows_its_key_and_needs_its_pepper() -> None:
     assert not keys.matches(b"another", key, stored)
 
 
+async def test_a_key_that_was_good_makes_no_other_of_its_id_good() -> None:
+    """A key that comes again is known by a proof in memory and not by its digest."""
+    book = KeyBook()
+    key, doorman = book.add(Tenant("acme")), authenticator(book)
+    for _ in range(2):
+        assert (await doorman.authenticate(bearer(key))).tenant.id == "acme"
+    body = key[:18] + keys.mint().secret[18:38]
+    assert await refusal(doorman, body + keys._checksum(body)) == "invalid_api_key"
+    assert (await doorman.authenticate(bearer(key))).tenant.id == "acme"
+
+
 async def test_a_key_is_read_once_for_many_requests_at_once() -> None:
     book = KeyBook()
     key, doorman = book.add(Tenant("acme")), authenticator(book)
