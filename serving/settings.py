@@ -41,6 +41,8 @@ class Tables(_Frozen):
     ledger: str
     idempotency: str
     """Claims on idempotency keys: `serving/gateway/claims.py`."""
+    prompts: str
+    """Registered prompts: `serving/gateway/prompt_table.py`."""
     failover: str
     """Controls of the regions: `policies/failover/items.py`."""
 

@@ -27,7 +27,7 @@ from infra.stackref import FoundationOutputs, export
 
 EXPIRES_BY = {"idempotency": "expires_at"}
 """Tables whose items go by themselves, and by which attribute: `serving.gateway.claims.EXPIRES_AT`."""
-TABLES = ("registry", "tenants", "ledger", "idempotency", "failover", "conversations", "batches")
+TABLES = ("registry", "tenants", "ledger", "idempotency", "failover", "prompts", "conversations", "batches")
 SECRETS = {
     "key-pepper": "Keys the HMAC under which API keys are stored.",
     "cache-salt": "Keys the HMAC that gives each tenant its prefix-cache salt.",

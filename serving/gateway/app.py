@@ -20,10 +20,14 @@ from serving.gateway import errors, http_errors, idempotency
 from serving.gateway.asgi import AsgiExchange
 from serving.gateway.auth import Authenticator
 from serving.gateway.auto_model import MODEL_HEADER, NEEDS_HEADER, REASON_HEADER
+from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
 from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
+from serving.gateway.prompt_routes import ANSWERS as PROMPT_ANSWERS
+from serving.gateway.prompt_routes import prompt_router
+from serving.gateway.registered import PromptBook
 from serving.gateway.releases import ReleaseBook
 from serving.gateway.responses import CountRequest, ResponsesRequest
 from serving.gateway.tenants import Tenant
@@ -128,7 +132,9 @@ def build_app(
     pipeline: Pipeline,
     authenticator: Authenticator,
     models: Models,
+    context: ContextCounter,
     releases: ReleaseBook,
+    prompts: PromptBook,
     unready: Callable[[], list[str]],
     controls: Controls,
     region_health: Callable[[], list[str]],
@@ -166,6 +172,13 @@ def build_app(
     async def tenant(request: Request) -> Tenant:
         return (await authenticator.authenticate(dict(request.headers.raw))).tenant
 
+    async def body_of(request: Request) -> bytes:
+        exchange = AsgiExchange(request.scope, request.receive, _to_nobody)
+        try:
+            return await pipeline.read_body(exchange)
+        finally:
+            exchange.close()
+
     @app.get(
         "/v1/models",
         tags=["models"],
@@ -190,6 +203,9 @@ def build_app(
         return _json(card(models.choose(name, asking)))
 
     app.include_router(usage_router(tenant, usage), responses=_failures(400, 401, 503))
+    app.include_router(
+        prompt_router(tenant, prompts, models, context, body_of), responses=_failures(400, 401, 404, 409, 413, 503)
+    )
 
     @app.post(
         "/v1/responses/input_tokens",
@@ -250,7 +266,7 @@ def build_app(
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = FastAPI.openapi(app)
-            kinds = [*_GENERATING.values(), CountRequest, *_ANSWERS]
+            kinds = [*_GENERATING.values(), CountRequest, *_ANSWERS, *PROMPT_ANSWERS]
             _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
             document.setdefault("components", {}).setdefault("schemas", {}).update(schemas, Error=_ERROR_SCHEMA)
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

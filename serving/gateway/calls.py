@@ -55,6 +55,8 @@ class Call:
     """What of its conversation was dropped; None where all of it was kept."""
     summary_for: str = ""
     """The event whose conversation this one summarises; empty for all that clients ask."""
+    prompt: str = ""
+    """The version of the registered prompt that stands before it; empty where it named none."""
     meter: Meter | None = None
     """There from the moment that the request is about to be paid for."""
 

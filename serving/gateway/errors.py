@@ -91,6 +91,17 @@ IDEMPOTENCY_KEY_REUSED = ErrorKind(
 IDEMPOTENCY_UNAVAILABLE = ErrorKind(
     "idempotency_unavailable", 503, _SERVER, "Whether the Idempotency-Key was used cannot be told, so nothing is generated."
 )
+PROMPT_NOT_FOUND = ErrorKind(
+    "prompt_not_found", 404, _REQUEST, "No such registered prompt or version, or not this tenant's: the two look alike."
+)
+PROMPT_TOO_LARGE = ErrorKind("prompt_too_large", 413, _REQUEST, "The prompt's messages are larger than a table's item.")
+TOO_MANY_PROMPTS = ErrorKind(
+    "too_many_prompts", 409, _REQUEST, "The tenant has registered as many prompts as it may; delete some."
+)
+PROMPT_CHANGED = ErrorKind("prompt_changed", 409, _REQUEST, "Others register versions of the prompt at the same time; try again.")
+PROMPTS_UNAVAILABLE = ErrorKind(
+    "prompts_unavailable", 503, _SERVER, "The prompts' table does not answer; requests that name no prompt are served."
+)
 METERING_UNAVAILABLE = ErrorKind("metering_unavailable", 503, _SERVER, "Usage cannot be made durable, so nothing is generated.")
 ENGINE_UNAVAILABLE = ErrorKind(
     "engine_unavailable", 503, _SERVER, "No engine is ready, or those asked broke off before their first token."

@@ -74,6 +74,21 @@ class Message(Closed):
         return message
 
 
+class PromptRef(Closed):
+    """A registered prompt that stands before the messages, as OpenAI's `responses.create(prompt=…)` names one."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=128)]
+    version: Annotated[str, Meta(pattern="^[0-9]{1,6}$")] | None = None
+    """The latest where none is named."""
+    variables: Annotated[dict[str, msgspec.Raw], Meta(max_length=0)] | None = None
+    """Prompts have none: the text is the same in each request, or it could not be kept warm."""
+
+    @property
+    def number(self) -> int | None:
+        """The version as a number."""
+        return None if self.version is None else int(self.version)
+
+
 class Function(Closed):
     """A function that the model may call."""
 

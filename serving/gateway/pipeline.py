@@ -48,6 +48,7 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.placing import Placing
 from serving.gateway.queue import ClassQueue, Turn
+from serving.gateway.registered import PromptBook, prompt_headers
 from serving.gateway.respond import Response, ResponseDocumentSink, ResponseStreamSink
 from serving.gateway.route import Pool
 from serving.gateway.settle import Meter, UsageJournal
@@ -78,6 +79,7 @@ class Pipeline:
         dispatcher: Dispatcher,
         journal: UsageJournal,
         claims: Idempotency,
+        prompts: PromptBook,
         metrics: Metrics,
     ) -> None:
         self.idle = asyncio.Event()
@@ -96,6 +98,7 @@ class Pipeline:
         self._attempts = Attempts(settings.timeouts, pools, dispatcher, metrics)
         self._journal = journal
         self._claims = claims
+        self._prompts = prompts
         self._metrics = metrics
 
     async def run(self, exchange: Exchange) -> None:
@@ -126,7 +129,8 @@ class Pipeline:
             ApiError, ClientGone: as they say.
         """
         principal = await self._authenticator.authenticate(exchange.headers)
-        chat = responses.parse_count(await self._read_body(exchange), max_depth=self._settings.max_json_depth)
+        chat = responses.parse_count(await self.read_body(exchange), max_depth=self._settings.max_json_depth)
+        chat, _ = await self._prompts.expand(principal.tenant.id, chat)
         if chat.model != AUTO_MODEL:
             self._models.choose(chat.model, principal.tenant)
         reservation = await self._limiter.reserve(principal.tenant, mint_request_id(), Cost(requests=1))
@@ -146,7 +150,7 @@ class Pipeline:
         principal = await self._authenticator.authenticate(exchange.headers)
         call.tenant, call.key_id = principal.tenant.id, principal.key_id
 
-        body = await self._read_body(exchange)
+        body = await self.read_body(exchange)
         request: validate.Request | EmbeddingsRequest
         response: responses.ResponsesRequest | None = None
         if call.endpoint == "responses":
@@ -157,7 +161,10 @@ class Pipeline:
             request = validate.parse(call.endpoint, body, max_depth=self._settings.max_json_depth)
 
         async def run(to: Exchange) -> None:
-            await self._admit(to, call, principal, request, response)
+            asked = request
+            if isinstance(request, validate.ChatRequest):
+                asked, call.prompt = await self._prompts.expand(principal.tenant.id, request)
+            await self._admit(to, call, principal, asked, response)
 
         key = idempotency.key_of(exchange.headers)
         if key is None:
@@ -250,7 +257,8 @@ class Pipeline:
         if exchange.is_disconnected:
             raise ClientGone
         meter = call.meter = self._meter(call, principal, model, context, request.num_choices)
-        headers = [_request_id_header(call), *choice_headers(call.choice), *context_headers(call.compacted), *turn.headers]
+        headers = [_request_id_header(call), *choice_headers(call.choice), *context_headers(call.compacted)]
+        headers += [*prompt_headers(call.prompt), *turn.headers]
         if reservation is not None:
             headers.extend(reservation.headers)
         if reservation is not None and reservation.bound_by != "admitted":
@@ -309,7 +317,7 @@ class Pipeline:
         else:
             raise error
 
-    async def _read_body(self, exchange: Exchange) -> bytes:
+    async def read_body(self, exchange: Exchange) -> bytes:
         """The body, within the limits on size and headers.
 
         Raises:

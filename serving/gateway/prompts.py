@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from serving.gateway.encode import Encoder, encoder_of
+from serving.gateway.heads import Heads
 
 Message = Mapping[str, Any]
 """`role`, `content` (a text, or None) and, where they are there, `tool_calls`, `tool_call_id`, `name`."""
@@ -121,6 +122,9 @@ class PromptCounter:
         self._encode = encoder.encode
         self._template = template
         self._tools_template = tools_template or template
+        special_tokens = [str(token.content) for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        self.heads = Heads(lambda text: encoder.encode(text, False), special_tokens)
+        """Of registered prompts."""
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """Token ids of a conversation, the template's own included and, where it shows them, the tools'.
@@ -130,6 +134,25 @@ class PromptCounter:
         """
         template = self._tools_template if tools else self._template
         return self._ids(template.render(messages, tools), add_special_tokens=False)
+
+    def prompted_ids(
+        self, name: str, num_registered: int, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Those of a conversation whose first `num_registered` messages are the registered prompt `name`, which is encoded once.
+
+        Raises:
+            RefusedConversation: the template refuses the messages.
+        """
+        template = self._tools_template if tools else self._template
+
+        def with_probe(text: str) -> str:
+            return self._template.render([*messages[:num_registered], {"role": "user", "content": text}])
+
+        text = template.render(messages, tools)
+        try:
+            return self.heads.ids(name, text, with_probe)
+        except RefusedConversation:  # a user's message may not follow it: nothing can be remembered
+            return self._ids(text, add_special_tokens=False)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself."""

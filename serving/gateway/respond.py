@@ -98,6 +98,7 @@ class Response:
             "output": [dict(item) for item in self._output],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
+            "prompt": None if request.prompt is None else msgspec.to_builtins(request.prompt),
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": 1.0 if request.temperature is None else request.temperature,

@@ -26,6 +26,7 @@ from serving.gateway.messages import (
     Message,
     NamedFunction,
     NamedTool,
+    PromptRef,
     ShortText,
     Tool,
     ToolCall,
@@ -113,6 +114,8 @@ class _Asked(Closed, kw_only=True):
     text: Text | None = None
     truncation: Literal["auto", "disabled"] | None = None
     """`auto` is our `truncate-oldest`, `disabled` our `refuse`."""
+    prompt: PromptRef | None = None
+    """Its messages stand before `instructions`."""
 
 
 class CountRequest(_Asked, kw_only=True):
@@ -176,6 +179,7 @@ def _chat(asked: _Asked) -> ChatRequest:
         tool_choice=NamedTool("function", NamedFunction(choice.name)) if isinstance(choice, NamedFunctionTool) else choice,
         parallel_tool_calls=asked.parallel_tool_calls if asked.tools else None,
         response_format=_format(asked.text),
+        prompt=asked.prompt,
     )
     if asked.truncation is not None:
         chat.context = "truncate-oldest" if asked.truncation == "auto" else "refuse"

@@ -23,14 +23,14 @@ import msgspec
 from serving.gateway import sse
 from serving.gateway.dispatch import Reader, Source, Upstream
 from serving.gateway.prompts import PromptCounter
-from serving.gateway.validate import FOR_US, ChatRequest, Request
+from serving.gateway.validate import FOR_US_IN_CHATS, ChatRequest, Request
 from serving.stop_strings import HeldText
 
 HEADER = b"x-flotilla-resume"
 PATH = "/v1/completions"
 """Where answers go on, chats too."""
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias")
-_KNOWN = {*_SAMPLING, *FOR_US, "prompt", "seed", "stop"}
+_KNOWN = {*_SAMPLING, *FOR_US_IN_CHATS, "prompt", "seed", "stop"}
 _FORGOTTEN = ("presence_penalty", "frequency_penalty")
 """They count what was generated, which an engine that goes on takes for prompt."""
 _PRIMING_TOKENS = 64

@@ -40,9 +40,11 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.plans import PlanTable
+from serving.gateway.prompt_table import PromptTable
 from serving.gateway.queue import ClassQueue
 from serving.gateway.queue_share import QueueShare
 from serving.gateway.region_report import Reporter
+from serving.gateway.registered import PromptBook
 from serving.gateway.releases import ReleaseBook, ReleaseReader
 from serving.gateway.route import Pool
 from serving.gateway.scaling.leader import LEASE_LOOKS, MEMORY_LOOKS, Leader
@@ -118,6 +120,7 @@ class Service:
         self._pipeline: Pipeline | None = None
         self._parts: tuple[Authenticator, ContextCounter, Limiter, Dispatcher] | None = None
         self._claims: Idempotency | None = None
+        self._prompts: PromptBook | None = None
         self._share: QueueShare | None = None
         self._leader: Leader | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -193,6 +196,7 @@ class Service:
             longest_request_s=settings.timeouts.request_s + settings.drain_s + CLAIM_SLACK_S,
         )
         self._claims = Idempotency(claim_table, self._journal_dir)
+        self._prompts = PromptBook(PromptTable(settings.tables.prompts, near=clients.keys, home=clients.claims))
         self._pipeline = pipeline = Pipeline(
             settings,
             gateway=self._gateway,
@@ -205,6 +209,7 @@ class Service:
             dispatcher=dispatcher,
             journal=self._journal,
             claims=self._claims,
+            prompts=self._prompts,
             metrics=self.metrics,
         )
         control_table = ControlTable(clients.keys, settings.tables.failover)
@@ -252,7 +257,9 @@ class Service:
             self._tasks.append(asyncio.create_task(watch_caches(pools[model.model_class])))
         counter = EngineCounter(clients.s3, settings.archive_bucket, settings.region, pools)
         self._tasks.append(asyncio.create_task(counter.run()))
-        self.app = build_app(self._pipeline, authenticator, models, releases, self.unready, controls, region_health, usage)
+        self.app = build_app(
+            self._pipeline, authenticator, models, context, releases, self._prompts, self.unready, controls, region_health, usage
+        )
         log.info("started", gateway=self._gateway, region=settings.region)
 
     async def stop(self) -> None:
@@ -270,6 +277,8 @@ class Service:
             await self._share.aclose()
         if self._claims is not None:
             self._claims.close()
+        if self._prompts is not None:
+            self._prompts.close()
         if self._parts is not None:
             authenticator, context, limiter, dispatcher = self._parts
             await dispatcher.aclose()

@@ -18,7 +18,7 @@ from msgspec import Meta
 from policies.context.compaction import Strategy
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
-from serving.gateway.messages import Closed, Message, NamedTool, ShortText, Tool, ToolChoice
+from serving.gateway.messages import Closed, Message, NamedTool, PromptRef, ShortText, Tool, ToolChoice
 from serving.gateway.schemas import ResponseFormat, check_format, check_tools, is_deeper_than
 
 Endpoint = Literal["chat.completions", "completions", "responses", "embeddings"]
@@ -111,6 +111,8 @@ class ChatRequest(_Common, kw_only=True):
     store: bool | None = None
     context: Strategy | None = None
     """What is done with a conversation that does not fit (`compaction.py`); None: what the header or the tenant says."""
+    prompt: PromptRef | None = None
+    """Stands before `messages` (`registered.py`)."""
 
     @property
     def output_limit(self) -> int | None:
@@ -153,6 +155,7 @@ _DECODERS: dict[Endpoint, msgspec.json.Decoder[Any]] = {
 _LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"})
 FOR_US = _LABELS | {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages", "context"}
 """Fields that the engine gets from us, or not at all."""
+FOR_US_IN_CHATS = FOR_US | {"prompt", "registered", "head"}
 _MAX_COMPLAINT_LENGTH = 400
 """An unknown field's name may be as long as the body; an answer does not send it back whole."""
 _FAULT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
@@ -204,8 +207,9 @@ def engine_body(request: Request, *, model: str, max_tokens: int, cache_salt: st
         fields["return_token_ids"] = True
     if isinstance(request, ChatRequest):
         fields["messages"] = [message.plain() for message in request.messages]
+    for_us = FOR_US_IN_CHATS if isinstance(request, ChatRequest) else FOR_US
     for name in request.__struct_fields__:
-        if name not in FOR_US and (value := getattr(request, name)) is not None:
+        if name not in for_us and (value := getattr(request, name)) is not None:
             fields[name] = value
     return msgspec.json.encode(fields)
 

@@ -26,8 +26,9 @@ class Place:
 
 
 def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
-    """Reads the registry, keeps tenants and keys, appends usage, keeps answers for idempotency keys, reads its secrets. It cannot
-    delete usage, nor say that a region is evacuated: in the controls' table it writes its region's report alone."""
+    """Reads the registry, keeps tenants and keys, appends usage, keeps registered prompts and answers for idempotency keys, reads
+    its secrets. It cannot delete usage, nor say that a region is evacuated: in the controls' table it writes its region's report
+    alone."""
     data, tables = foundation.regions[place.region], foundation.tables
     secrets = [iam.secret_arn(place.region, place.account_id, name) for name in sorted(foundation.secrets.model_dump().values())]
     archive = iam.bucket_arn(data.archive_bucket)
@@ -53,6 +54,7 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
         *_read_releases(data.artifact_bucket),
         iam.allow("ReadSecrets", ["secretsmanager:GetSecretValue"], secrets),
         iam.allow("UseKey", ["kms:Decrypt", "kms:GenerateDataKey"], [data.kms_key_arn]),
+        iam.allow("KeepPrompts", READ_ITEMS + WRITE_ITEMS, place.tables(tables.prompts)),
     )
 
 

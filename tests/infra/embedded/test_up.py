@@ -179,7 +179,9 @@ def test_the_first_up_starts_everything_and_says_how_to_reach_it(machine: Machin
         "base_url": f"http://127.0.0.1:{8080 + OFFSET}/v1",
         "admin_url": f"http://127.0.0.1:{8081 + OFFSET}",
         "artifact_bucket": "flotilla-local-use2-artifacts",
-        "tables": {name: f"flotilla-local-{name}" for name in ("registry", "tenants", "ledger", "failover", "idempotency")},
+        "tables": {
+            name: f"flotilla-local-{name}" for name in ("registry", "tenants", "ledger", "prompts", "failover", "idempotency")
+        },
         "archive_bucket": "flotilla-local-use2-archive",
     }
     out = io.StringIO()

@@ -134,7 +134,7 @@ def test_one_region_has_all_of_it_and_no_replication(recorded: dict[str, Graph])
     assert len(list(graph.of_type("aws:s3/bucket:Bucket"))) == len(BUCKETS)
     replicating = (REPLICATION, "aws:kms/replicaKey:ReplicaKey", "aws:ecr/replicationConfiguration:ReplicationConfiguration")
     assert not list(graph.of_type(*replicating, "aws:ecr/repositoryCreationTemplate:RepositoryCreationTemplate"))
-    assert [table.inputs["replicas"] for table in graph.of_type("aws:dynamodb/table:Table")] == [[]] * 7
+    assert [table.inputs["replicas"] for table in graph.of_type("aws:dynamodb/table:Table")] == [[]] * 8
     assert graph.outputs["regions"].keys() == {"us-east-2"}
 
 
@@ -142,7 +142,9 @@ def test_no_output_is_interim(recorded: dict[str, Graph]) -> None:
     assert all("INTERIM" not in json.dumps(graph.outputs) for graph in recorded.values())
 
 
-@pytest.mark.parametrize("table", ["registry", "tenants", "ledger", "idempotency", "failover", "conversations", "batches"])
+@pytest.mark.parametrize(
+    "table", ["registry", "tenants", "ledger", "idempotency", "failover", "prompts", "conversations", "batches"]
+)
 def test_a_table_is_global_recoverable_and_hard_to_delete(foundation: Graph, table: str) -> None:
     inputs = one(foundation, "aws:dynamodb/table:Table", f"{table}-table").inputs
     assert inputs["name"] == f"flotilla-local-{table}"

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for gateway_support, which imp
 from gateway_support import Gateway, make_settings, running_gateway, train_tokenizer
 
 from serving.gateway.claims import ClaimTable
+from serving.gateway.prompt_table import PromptTable
 
 MakeGateway = Callable[..., AbstractAsyncContextManager[Gateway]]
 
@@ -32,10 +33,20 @@ async def make_gateway(tokenizer_json: bytes) -> AsyncIterator[Callable[..., Any
     async with AsyncExitStack() as stack:
 
         async def make(
-            *, num_engines: int = 1, has_fast_path: bool = True, claims: ClaimTable | None = None, **settings: Any
+            *,
+            num_engines: int = 1,
+            has_fast_path: bool = True,
+            claims: ClaimTable | None = None,
+            prompts: PromptTable | None = None,
+            **settings: Any,
         ) -> Gateway:
             running = running_gateway(
-                tokenizer_json, make_settings(**settings), num_engines=num_engines, has_fast_path=has_fast_path, claims=claims
+                tokenizer_json,
+                make_settings(**settings),
+                num_engines=num_engines,
+                has_fast_path=has_fast_path,
+                claims=claims,
+                prompts=prompts,
             )
             return await stack.enter_async_context(running)
 

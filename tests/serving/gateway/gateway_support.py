@@ -37,8 +37,10 @@ from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
+from serving.gateway.prompt_table import PromptTable
 from serving.gateway.prompts import prompt_counter
 from serving.gateway.queue import ClassQueue
+from serving.gateway.registered import PromptBook
 from serving.gateway.releases import LoadedRelease
 from serving.gateway.route import Pool
 from serving.gateway.tenants import Key, KeyRecord, Tenant
@@ -436,6 +438,7 @@ def make_settings(**changes: Any) -> GatewaySettings:
             "tenants": "tenants",
             "ledger": "ledger",
             "idempotency": "idempotency",
+            "prompts": "prompts",
             "failover": "failover",
         },
         "secrets": {"key_pepper": "pepper", "cache_salt": "salt", "admin_key": "admin"},
@@ -465,6 +468,7 @@ class Gateway:
     limiter: Limiter
     key: str
     http: aiohttp.ClientSession
+    prompts: PromptBook
     unready: list[str]
     """Reasons for the gateway to want no traffic."""
     clients: list[openai.AsyncOpenAI] = field(default_factory=list)
@@ -531,6 +535,7 @@ async def running_gateway(
     num_engines: int = 1,
     has_fast_path: bool = True,
     claims: ClaimTable | None = None,
+    prompts: PromptTable | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway that serves."""
     metrics = Metrics([model.model_class for model in settings.models])
@@ -544,6 +549,7 @@ async def running_gateway(
     pools = {model.model_class: Pool(model, metrics, is_hedging=settings.hedging) for model in settings.models}
     await limiter.warm_up()
     dispatcher = Dispatcher(settings.timeouts.connect_s)
+    prompt_book = PromptBook(prompts or cast(Any, None))
     pipeline = Pipeline(
         settings,
         gateway="gateway-0",
@@ -558,11 +564,14 @@ async def running_gateway(
         dispatcher=dispatcher,
         journal=journal,
         claims=Idempotency(claims or NoClaims(), Path()),
+        prompts=prompt_book,
         metrics=metrics,
     )
     unready: list[str] = []
     controls = Controls(cast(Any, None), settings.region)
-    app = build_app(pipeline, authenticator, models_, releases, lambda: unready, controls, lambda: unready, ledger.usage)
+    app = build_app(
+        pipeline, authenticator, models_, context, releases, prompt_book, lambda: unready, controls, lambda: unready, ledger.usage
+    )
     engines = [FakeEngine() for _ in range(num_engines)]
     for engine in engines:
         await engine.start()
@@ -588,6 +597,7 @@ async def running_gateway(
         limiter,
         key_book.add(Tenant("acme")),
         http,
+        prompt_book,
         unready,
     )
     try:
@@ -606,4 +616,5 @@ async def running_gateway(
         await dispatcher.aclose()
         await limiter.aclose()
         context.close()
+        prompt_book.close()
         authenticator.close()

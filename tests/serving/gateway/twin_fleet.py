@@ -14,6 +14,7 @@ import msgspec
 from gateway_support import RELEASE_ID, Gateway, chat_body, make_settings, running_gateway
 
 from serving.gateway.discovery import Endpoint
+from serving.gateway.prompt_table import PromptTable
 from serving.gateway.prompts import prompt_counter
 from serving.gateway.releases import LoadedRelease
 from serving.metering.events import UsageClose
@@ -84,7 +85,12 @@ async def split(answer: aiohttp.ClientResponse) -> list[bytes]:
 
 @asynccontextmanager
 async def running_fleet(
-    num: int, *, mean_answer_tokens: int = 0, limits: dict[str, Any] | None = None, **settings: Any
+    num: int,
+    *,
+    mean_answer_tokens: int = 0,
+    limits: dict[str, Any] | None = None,
+    prompts: PromptTable | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Fleet]:
     """A gateway over `num` twins that answer at once; `limits` are changes of theirs."""
     files = vocabulary.own_files()
@@ -99,7 +105,7 @@ async def running_fleet(
     for twin in twins:
         await twin.start()
     try:
-        async with running_gateway(files[vocabulary.TOKENIZER], made) as gateway:
+        async with running_gateway(files[vocabulary.TOKENIZER], made, prompts=prompts) as gateway:
             gateway.releases.release = LoadedRelease(RELEASE_ID, WINDOW, counter)
             found = [Endpoint(f"twin-{number}", "127.0.0.1", twin.port, is_ready=True) for number, twin in enumerate(twins)]
             gateway.pools["small"].update(found)
