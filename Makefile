@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-region drill-scaling drill-fairness drill-overload bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
+.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-limits drill-region drill-scaling drill-fairness drill-overload bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ drill-engines: .venv/.flotilla-dev   ## clients leave, engines die, hang, stop, 
 
 drill-billing: .venv/.flotilla-dev   ## a month of bills with all that goes wrong: late, twice, repriced, tampered with, rebuilt
 	@$(BIN)/python -m tests.drills.drill_billing $(ARGS)
+
+drill-limits: .venv/.flotilla-dev       ## a million operations on limits from eight processes, a cache that stops and dies, cancels
+	@$(BIN)/python -m tests.drills.drill_limits $(ARGS)
 
 drill-region: .venv/.flotilla-dev       ## one of two regions is lost under load, left by the runbook and brought back; its runs are killed too
 	@$(BIN)/flotilla drill region-loss --kills $(ARGS)

@@ -27,6 +27,11 @@ def remaining(tat_us: float, per_min: int, now_us: float) -> int:
     return max(0, int((now_us + PERIOD_US - max(tat_us, now_us)) * per_min / PERIOD_US))
 
 
+def told(remaining: int, per_min: int | None, now_us: float) -> float:
+    """The theoretical arrival time of a limit of which so much remains; 0 without a limit."""
+    return 0.0 if per_min is None else now_us + (per_min - remaining) * PERIOD_US / per_min
+
+
 def owed(tat_us: float, per_min: int | None, now_us: float) -> int:
     """What was let in and is not paid for by time yet, rounded up; 0 without a limit."""
     return 0 if per_min is None else max(0, -int(-(max(tat_us, now_us) - now_us) * per_min // PERIOD_US))

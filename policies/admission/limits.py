@@ -13,7 +13,7 @@ what makes a limit exact: checking before and charging after admits 4,670 tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -246,6 +246,15 @@ def settle(state: State, limits: Limits, change: Cost, *, lease: str, now_us: fl
             month_nano_usd=spent.month_nano_usd + change.nano_usd,
         )
     return State(tats_us, leases, spent)
+
+
+def recall(state: State, limits: Limits, owed: Sequence[int], *, now_us: float) -> State:
+    """At least so much is owed of each rate: what a cache is told that may have forgotten it."""
+    tats_us = tuple(
+        tat_us if cap is None else max(tat_us, now_us + amount * gcra.PERIOD_US / cap)
+        for tat_us, cap, amount in zip(state.tats_us, limits.per_min, owed, strict=True)
+    )
+    return replace(state, tats_us=tats_us)
 
 
 def seed(state: State, ledger: Spent) -> State:

@@ -8,6 +8,8 @@ below 2^53, which doubles hold exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from policies.admission.limits import NANO_PER_MICRO, Cost, Decision, Limits, Spent, Window
 
 SCRIPT = """
@@ -94,7 +96,10 @@ if operation == 'renew' then
   return redis.call('ZADD', KEYS[2], 'XX', 'CH', text(now + lease_us), lease)
 end
 if operation == 'adopt' then
-  if has_leases then take(lease, has_budget and number(20) or 0) end
+  if has_leases then
+    release(lease)  -- a cache that only hung may have taken it after all
+    take(lease, has_budget and number(20) or 0)
+  end
   return 1
 end
 if operation == 'seed' then
@@ -106,8 +111,13 @@ if operation == 'seed' then
   store_budget()
   return 1
 end
+if operation == 'recall' then
+  for i = 1, 4 do if caps[i] >= 0 then new[i] = math.max(old[i], now + costs[i] * PERIOD / caps[i]) end end
+  store_rates()
+  return 1
+end
 if operation == 'settle' then
-  if has_leases then release(lease) end
+  if has_leases and lease ~= '' then release(lease) end
   for i = 1, 4 do if caps[i] >= 0 then new[i] = math.max(new[i], now) end end
   store_rates()
   if has_budget then
@@ -188,10 +198,9 @@ def arguments(
     lease: str = "",
     lease_us: float = 0,
     now_us: float | None = None,
-    tokens: int | None = None,
+    rated: Sequence[int] | None = None,
 ) -> list[str | int]:
-    """The script's arguments, in its order. `tokens` where they are not the sum of the cost's two kinds."""
-    requests, both, inputs, outputs = cost.rated
+    """The script's arguments, in its order. `rated` where tokens are not the sum of the cost's two kinds."""
     budgets = (limits.budget_day_micro_usd, limits.budget_month_micro_usd)
     return [
         operation,
@@ -204,10 +213,7 @@ def arguments(
         window.month,
         f"{window.day_left_us:.17g}",
         f"{window.month_left_us:.17g}",
-        requests,
-        both if tokens is None else tokens,
-        inputs,
-        outputs,
+        *(cost.rated if rated is None else rated),
         cost.nano_usd,
         cost.least_nano_usd,
     ]

@@ -1,13 +1,14 @@
 """Limits: reserve what a request may cost before it runs, settle what it did cost after.
 
 The decision is `policies.admission.limits`; here is where its state lives. Normally that is the region's cache, where one script
-decides for all gateways at once: one round trip before dispatch, one after the answer, none between. Tenants without limits cost
-none.
+decides for all gateways at once: one round trip before dispatch, one after the answer, none between, and requests that come
+together share them (`limits_cache.py`). Tenants without limits cost none.
 
-When the cache is slow or gone, one request finds out within `CACHE_TIMEOUT_S` and the breaker opens: every gateway decides by
-itself with the same function, on its equal share of the limits and of what budgets had left, which is at most one more limit a
-minute over all gateways besides what the cache had let in. Nobody waits for the cache meanwhile: a task of its own tries it,
-and when it answers again it is told what was let in without it, seeded with what was spent, and decides from then on.
+When the cache is slow or gone, those who ask find out together within `CACHE_TIMEOUT_S` and the breaker opens: every gateway
+decides by itself with the same function, on its equal share of limits and of what it was last told that rates and budgets have
+left; that is at most one more limit a minute over all gateways besides what the cache had let in. Nobody waits for the cache
+meanwhile: a task of its own tries it, and when it answers again it is told what it may have forgotten, what was let in without
+it and what was spent, and decides from then on.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from policies.admission import gcra, limits_lua
 from policies.admission.limits import NANO_PER_MICRO, Cost, Decision, Limits, Reason, Spent, State, exceeds_burst, share_of
@@ -33,6 +35,7 @@ from serving.gateway import limit_answers
 from serving.gateway.budgets import Budgets, window_at
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Headers
+from serving.gateway.limits_cache import CacheFailure, ScriptCalls
 from serving.gateway.metrics import Metrics
 from serving.gateway.tenants import Tenant
 
@@ -53,12 +56,10 @@ PRESENT_S = 15.0
 CORRECT_EVERY_S = 300.0
 """Budgets are held against the ledger so often: what a killed gateway did not settle is there once its journal is shipped."""
 _PRESENT_KEY = "flotilla:gateways"
-_NUM_CONNECTIONS = 8
-"""Few, and opened before they are needed: a burst must not spend its 50 ms on hand-shakes."""
+_NUM_CONNECTIONS = 4
+"""One carries what is asked, one at a time; the others are for what this module asks besides."""
 
 _WARM_UP_S = 1.0
-
-_CacheFailure = (RedisError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -85,32 +86,43 @@ class _Local:
     limits: Limits
     share: Limits
     state: State
+    told_us: tuple[float, ...]
+    """Theoretical arrival times as the cache last told them: what was owed before."""
+
+
+_NOTHING_OWED = State().tats_us
 
 
 class Limiter:
     """Reserves and settles. `run` keeps the leases of running requests alive and budgets correct."""
 
-    def __init__(self, cache_url: str, metrics: Metrics, budgets: Budgets, *, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self, cache_url: str, metrics: Metrics, budgets: Budgets, *, lease_s: float = LEASE_S, timeout_s: float = CACHE_TIMEOUT_S
+    ) -> None:
         self._metrics = metrics
         self._budgets = budgets
         self._lease_s = lease_s
+        self._timeout_s = timeout_s
         pool = BlockingConnectionPool.from_url(
             cache_url,
             max_connections=_NUM_CONNECTIONS,
-            timeout=CACHE_TIMEOUT_S,
+            timeout=timeout_s,
             protocol=2,
             driver_info=None,
             decode_responses=True,
             retry=Retry(NoBackoff(), 0),
         )
         self._redis = Redis.from_pool(pool)
-        self._script = self._redis.register_script(limits_lua.SCRIPT)
+        self._calls = ScriptCalls(self._redis, limits_lua.SCRIPT, timeout_s)
         self._id = os.urandom(8).hex()
         self._num_gateways = 1
         self.is_local = False
         """The breaker is open: the cache is not asked."""
         self._healing: asyncio.Task[None] | None = None
         self._local: dict[str, _Local] = {}
+        self._told_us: dict[str, tuple[float, ...]] = {}
+        """By tenant, what the cache last told of rates, or what was owed when it was back: a cache that comes and goes must not
+        mean a fresh share each time."""
         self._held: dict[str, Reservation] = {}
 
     async def reserve(self, tenant: Tenant, lease: str, cost: Cost) -> Reservation | None:
@@ -148,14 +160,14 @@ class Limiter:
                 local.state, local.share, change, lease=reservation.lease, now_us=_now_us(), window=window_at(time.time())
             )
         elif not self.is_local:
-            with suppress(*_CacheFailure):
-                await self._call("settle", reservation.tenant, reservation.limits, change, reservation.lease)
+            with suppress(*CacheFailure):
+                await self._put("settle", reservation.tenant, reservation.limits, change, reservation.lease)
 
     async def warm_up(self) -> None:
         """Open the connections and load the script. A cache that does not answer is for `reserve` to find."""
-        with suppress(*_CacheFailure):
+        with suppress(*CacheFailure):
             async with asyncio.timeout(_WARM_UP_S):
-                await asyncio.gather(*(self._redis.script_load(limits_lua.SCRIPT) for _ in range(_NUM_CONNECTIONS)))
+                await self._calls.load()
                 await self._be_present()
 
     async def run(self) -> None:
@@ -167,17 +179,17 @@ class Limiter:
             await asyncio.sleep(min(PRESENT_EVERY_S, self._lease_s / 3))
             if self.is_local:
                 continue
-            with suppress(*_CacheFailure):  # then the next round does it: two may fail before a lease runs out
+            with suppress(*CacheFailure):  # then the next round does it: two may fail before a lease runs out
                 await self._be_present()
                 if loop.time() >= renew_s:
                     renew_s = loop.time() + self._lease_s / 3
                     for held in list(self._held.values()):
                         if held.limits.has_leases:
-                            await self._call("renew", held.tenant, held.limits, Cost(), held.lease)
+                            await self._put("renew", held.tenant, held.limits, Cost(), held.lease)
             if loop.time() >= correct_s:
                 correct_s = loop.time() + CORRECT_EVERY_S
                 for tenant in self._budgets.tenants():
-                    with suppress(*_CacheFailure, ApiError):
+                    with suppress(*CacheFailure, ApiError):
                         await self._seed(tenant)
 
     async def aclose(self) -> None:
@@ -185,7 +197,8 @@ class Limiter:
         if self._healing is not None:
             self._healing.cancel()
             await asyncio.gather(self._healing, return_exceptions=True)
-        with suppress(*_CacheFailure):
+        await self._calls.aclose()
+        with suppress(*CacheFailure):
             await self._redis.aclose()
 
     async def _decide(self, tenant: str, limits: Limits, lease: str, cost: Cost) -> tuple[Decision, bool]:
@@ -196,9 +209,13 @@ class Limiter:
                 if decision.reason == "unseeded":
                     await self._seed(tenant)
                     decision = await self._reserve(tenant, limits, lease, cost)
-            except _CacheFailure as error:
+            except CacheFailure as error:
                 self._trip(error)
             else:
+                now_us = _now_us()
+                self._told_us[tenant] = tuple(
+                    gcra.told(left, cap, now_us) for left, cap in zip(decision.remaining, limits.per_min, strict=True)
+                )
                 if limits.has_budget:
                     self._budgets.saw(tenant, limits, decision, window_at(time.time()))
                 return decision, False
@@ -206,7 +223,7 @@ class Limiter:
         local = self._local.get(tenant)
         if local is None or local.limits != limits:
             spent = await self._budgets.known(tenant) if limits.has_budget else None
-            local = self._local.setdefault(tenant, self._share(limits, spent))
+            local = self._local.setdefault(tenant, self._share(tenant, limits, spent))
         decision, local.state = decide_reserve(
             local.state,
             local.share,
@@ -218,11 +235,11 @@ class Limiter:
         )
         return decision, True
 
-    def _share(self, limits: Limits, spent: Spent | None) -> _Local:
-        """What this gateway may let in by itself: of budgets, its part of what they have left."""
-        share = share_of(limits, self._num_gateways)
+    def _share(self, tenant: str, limits: Limits, spent: Spent | None) -> _Local:
+        """What this gateway may let in by itself: its part of what limits have left."""
+        share, told_us = share_of(limits, self._num_gateways), self._told_us.get(tenant, _NOTHING_OWED)
         if spent is None:
-            return _Local(limits, share, State())
+            return _Local(limits, share, State(told_us), told_us)
 
         def part(budget: int | None, used_nano: int) -> int | None:
             return None if budget is None else max(0, budget - -(-used_nano // NANO_PER_MICRO)) // self._num_gateways
@@ -232,15 +249,25 @@ class Limiter:
             budget_day_micro_usd=part(limits.budget_day_micro_usd, spent.day_nano_usd),
             budget_month_micro_usd=part(limits.budget_month_micro_usd, spent.month_nano_usd),
         )
-        return _Local(limits, share, State(spent=Spent(spent.day, spent.month)))
+        return _Local(limits, share, State(told_us, spent=Spent(spent.day, spent.month)), told_us)
 
     async def _reserve(self, tenant: str, limits: Limits, lease: str, cost: Cost) -> Decision:
-        return limits_lua.decision(await self._call("reserve", tenant, limits, cost, lease))
+        asked = self._put("reserve", tenant, limits, cost, lease)
+        try:
+            return limits_lua.decision(await asyncio.shield(asked))
+        except asyncio.CancelledError:  # what is let in now would be held by nobody until its lease runs out
+            asked.add_done_callback(partial(self._give_back, tenant, limits, cost, lease))
+            raise
+
+    def _give_back(self, tenant: str, limits: Limits, cost: Cost, lease: str, asked: asyncio.Future[Any]) -> None:
+        if asked.cancelled() or asked.exception() is not None or not limits_lua.decision(asked.result()).is_admitted:
+            return
+        change = Cost(-cost.requests, -cost.input_tokens, -cost.output_tokens)
+        self._put("settle", tenant, limits, change, lease).add_done_callback(lambda told: told.cancelled() or told.exception())
 
     async def _seed(self, tenant: str) -> None:
         spent = await self._budgets.known(tenant)
-        async with asyncio.timeout(CACHE_TIMEOUT_S):
-            await self._script(keys=limits_lua.keys(tenant), args=limits_lua.seed_arguments(Limits(), spent))
+        await self._calls.put(limits_lua.keys(tenant), limits_lua.seed_arguments(Limits(), spent))
 
     def _trip(self, error: BaseException) -> None:
         if not self.is_local:
@@ -255,31 +282,34 @@ class Limiter:
         while self.is_local:
             await asyncio.sleep(PROBE_EVERY_S)
             try:
-                async with asyncio.timeout(CACHE_TIMEOUT_S):
+                await self._redis.connection_pool.disconnect()  # those from before are dead, and each would say so once
+                async with asyncio.timeout(self._timeout_s):
                     await self._redis.ping()
-            except _CacheFailure:
+            except CacheFailure:
                 continue
             self.is_local = False
             taken, self._local = self._local, {}
-            try:
-                while taken:
-                    tenant, local = taken.popitem()
-                    await self._hand_over(tenant, local)
-                await self._be_present()
-            except (*_CacheFailure, ApiError) as error:
-                log.warning("limits_still_local", error=f"{type(error).__name__}: {error}")
-                self._local = {**taken, **self._local}
+            told = await asyncio.gather(*(self._hand_over(*each) for each in taken.items()), return_exceptions=True)
+            errors = [error for error in told if isinstance(error, BaseException)]
+            if errors:
+                log.warning("limits_still_local", num_tenants=len(errors), error=f"{type(errors[0]).__name__}: {errors[0]}")
+                untold = (each for each, error in zip(taken.items(), told, strict=True) if error is not None)
+                self._local = {**dict(untold), **self._local}
                 self.is_local = True
+        with suppress(*CacheFailure):
+            await self._be_present()
         log.info("limits_decided_together")
 
     async def _hand_over(self, tenant: str, local: _Local) -> None:
         """Charge the cache with what this gateway let in of `tenant`, and what of that still runs."""
         state, now_us = local.state, _now_us()
-        requests, tokens, inputs, outputs = (
-            gcra.owed(tat_us, cap, now_us) for tat_us, cap in zip(state.tats_us, local.share.per_min, strict=True)
-        )
+        told, owed = (_owed(tats_us, local.share, now_us) for tats_us in (local.told_us, state.tats_us))
+        before = _owed(local.told_us, local.limits, now_us)
+        await self._put("recall", tenant, local.limits, Cost(), "", rated=before)
+        self._told_us[tenant] = state.tats_us
         spent_nano = state.spent.day_nano_usd if state.spent is not None else 0
-        await self._call("settle", tenant, local.limits, Cost(requests, inputs, outputs, spent_nano), "", tokens=tokens)
+        taken = [all_of_it - known for all_of_it, known in zip(owed, told, strict=True)]
+        await self._put("settle", tenant, local.limits, Cost(nano_usd=spent_nano), "", rated=taken)
         if local.limits.has_budget:  # after: where the cache kept its state, what was just told is in both, and counts once
             self._budgets.spent(tenant, spent_nano, window_at(time.time()))
             await self._seed(tenant)
@@ -287,29 +317,31 @@ class Limiter:
             held = self._held.get(lease)
             if held is not None:
                 self._held[lease] = held = replace(held, is_local=False)
-                await self._call("adopt", tenant, held.limits, Cost(nano_usd=held.granted_nano_usd), lease)
+                await self._put("adopt", tenant, held.limits, Cost(nano_usd=held.granted_nano_usd), lease)
 
     async def _be_present(self) -> None:
         now_s = time.time()
-        async with asyncio.timeout(CACHE_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
+        async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
             pipe.zadd(_PRESENT_KEY, {self._id: now_s})
             pipe.zremrangebyscore(_PRESENT_KEY, "-inf", now_s - PRESENT_S)
             pipe.zcard(_PRESENT_KEY)
             self._num_gateways = max(1, int((await pipe.execute())[-1]))
 
-    async def _call(
-        self, operation: str, tenant: str, limits: Limits, cost: Cost, lease: str, *, tokens: int | None = None
-    ) -> Any:
-        """Run the script, once.
+    def _put(
+        self, operation: str, tenant: str, limits: Limits, cost: Cost, lease: str, *, rated: Sequence[int] | None = None
+    ) -> asyncio.Future[Any]:
+        """What the script will answer.
 
-        Raises:
-            RedisError, OSError, TimeoutError: the cache did not answer within `CACHE_TIMEOUT_S`.
+        The future raises RedisError, OSError or TimeoutError: the cache did not answer within `CACHE_TIMEOUT_S`.
         """
         arguments = limits_lua.arguments(
-            operation, limits, cost, window_at(time.time()), lease=lease, lease_us=self._lease_s * 1e6, tokens=tokens
+            operation, limits, cost, window_at(time.time()), lease=lease, lease_us=self._lease_s * 1e6, rated=rated
         )
-        async with asyncio.timeout(CACHE_TIMEOUT_S):
-            return await self._script(keys=limits_lua.keys(tenant), args=arguments)
+        return self._calls.put(limits_lua.keys(tenant), arguments)
+
+
+def _owed(tats_us: Sequence[float], limits: Limits, now_us: float) -> list[int]:
+    return [gcra.owed(tat_us, cap, now_us) for tat_us, cap in zip(tats_us, limits.per_min, strict=True)]
 
 
 def _now_us() -> float:

@@ -26,6 +26,7 @@ from policies.admission.limits import (
     State,
     Window,
     exceeds_burst,
+    recall,
     reserve,
     seed,
     settle,
@@ -301,6 +302,7 @@ operation = st.one_of(
         wait_us,
         windows,
     ),
+    st.tuples(st.just("recall"), st.builds(Cost, st.integers(0, 1), st.integers(0, 40), st.integers(0, 20)), wait_us, windows),
     st.tuples(
         st.just("seed"), st.builds(Cost, nano_usd=st.integers(0, 50_000), least_nano_usd=st.integers(0, 50_000)), wait_us, windows
     ),
@@ -326,6 +328,9 @@ def test_the_script_decides_as_the_function_does(
             assert answer == expected
             if expected.is_admitted:
                 running.append(lease)
+        elif name == "recall":
+            state = recall(state, limits, cost.rated, now_us=now_us)
+            call(client, tenant, "recall", limits, cost, "", now_us, window=window)
         elif name == "seed":
             spent = Spent(window.day, window.month, cost.nano_usd, cost.least_nano_usd)
             state = seed(state, spent)

