@@ -21,7 +21,7 @@ import time
 import uvloop
 
 from tests.drills import limits_storm
-from tests.drills.drill_fairness import Row, report
+from tests.drills.drill_frame import Row, report
 from tests.drills.limits_cancels import cancels
 from tests.drills.limits_outage import outage
 from tests.drills.limits_storm import NUM_PROCESSES, SEATS, tenants_of

@@ -13,7 +13,7 @@ from serving.gateway.budgets import Budgets
 from serving.gateway.limits import LEASE_S, Limiter
 from serving.gateway.metrics import Metrics
 from serving.gateway.tenants import Tenant
-from tests.drills.drill_fairness import Row
+from tests.drills.drill_frame import Row
 from tests.drills.limits_storm import nothing_spent
 
 AT_ONCE = 50

@@ -27,7 +27,7 @@ from serving.gateway.errors import ApiError
 from serving.gateway.limits import Limiter, Reservation
 from serving.gateway.metrics import Metrics
 from serving.gateway.tenants import Tenant
-from tests.drills.drill_fairness import Row
+from tests.drills.drill_frame import Row
 from tests.drills.local_valkey import Valkey
 
 NUM_GATEWAYS = 4
