@@ -305,11 +305,12 @@ class Limiter:
         state, now_us = local.state, _now_us()
         told, owed = (_owed(tats_us, local.share, now_us) for tats_us in (local.told_us, state.tats_us))
         before = _owed(local.told_us, local.limits, now_us)
-        await self._put("recall", tenant, local.limits, Cost(), "", rated=before)
+        recalled = self._put("recall", tenant, local.limits, Cost(), "", rated=before)
         self._told_us[tenant] = state.tats_us
         spent_nano = state.spent.day_nano_usd if state.spent is not None else 0
         taken = [all_of_it - known for all_of_it, known in zip(owed, told, strict=True)]
-        await self._put("settle", tenant, local.limits, Cost(nano_usd=spent_nano), "", rated=taken)
+        charged = self._put("settle", tenant, local.limits, Cost(nano_usd=spent_nano), "", rated=taken)
+        await asyncio.gather(recalled, charged)
         if local.limits.has_budget:  # after: where the cache kept its state, what was just told is in both, and counts once
             self._budgets.spent(tenant, spent_nano, window_at(time.time()))
             await self._seed(tenant)
