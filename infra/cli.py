@@ -25,6 +25,7 @@ from infra.restores import commands as restores
 from infra.scaling import commands as scaling
 from serving.errors import UserError
 from serving.gateway import commands as gateway
+from serving.gateway import exclusion_commands as exclusions
 from serving.gateway import plan_commands as plans
 from serving.metering import commands as metering
 from serving.models import commands as models
@@ -49,6 +50,7 @@ capacity.register(app)
 scaling.register(app)
 gateway.register(app)
 plans.register(app)
+exclusions.register(app)
 metering.register(app)
 models.register(app)
 images.register(app)

@@ -104,10 +104,12 @@ class RetryBudget:
 
 
 class Quarantine:
-    """Requests, by fingerprint, that engines died of. What answers once is cleared; the oldest are forgotten."""
+    """Requests, by fingerprint, that engines died of, here or elsewhere. What answers once is cleared; the oldest are
+    forgotten."""
 
     def __init__(self) -> None:
         self._deaths: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._told: frozenset[bytes] = frozenset()
 
     def killed(self, fingerprint: bytes, engine: str) -> None:
         """`engine` broke off while it worked on this."""
@@ -121,5 +123,13 @@ class Quarantine:
         self._deaths.pop(fingerprint, None)
 
     def holds(self, fingerprint: bytes) -> bool:
-        """Two engines have died of it."""
-        return len(self._deaths.get(fingerprint, ())) >= _MAX_DEATHS
+        """Two engines have died of it, or somebody else has said so."""
+        return fingerprint in self._told or len(self._deaths.get(fingerprint, ())) >= _MAX_DEATHS
+
+    def learnt(self) -> list[bytes]:
+        """Those that two engines have died of here."""
+        return [fingerprint for fingerprint, engines in self._deaths.items() if len(engines) >= _MAX_DEATHS]
+
+    def told(self, fingerprints: Iterable[bytes]) -> None:
+        """Others say that these are what engines die of, and no more than these."""
+        self._told = frozenset(fingerprints)

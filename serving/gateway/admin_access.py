@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +18,7 @@ from fastapi import Request
 from serving.gateway import errors
 from serving.gateway.audited import UNKNOWN
 from serving.gateway.errors import ApiError, ErrorKind
+from serving.gateway.exclusions import ExclusionTable, NotExcluded
 from serving.gateway.plans import PlanChanged, PlanExists, PlanInUse, PlanTable
 from serving.gateway.tenants import KeyDead, KeyMissing, PlanMissing, TenantChanged, TenantExists, TenantMissing, TenantTable
 
@@ -37,6 +38,7 @@ _REFUSALS: dict[type[Exception], tuple[ErrorKind, str, str | None]] = {
     PlanMissing: (errors.PLAN_NOT_FOUND, "There is no plan `{}`.", "plan"),
     PlanChanged: (errors.PLAN_CHANGED, "Plan `{}` was changed by someone else just now; look again.", None),
     PlanInUse: (errors.PLAN_IN_USE, "Tenants are on plan `{}`; put them on another first.", None),
+    NotExcluded: (errors.NOT_EXCLUDED, "`{}` is not out of service in this way.", None),
     KeyMissing: (errors.KEY_NOT_FOUND, "There is no key `{}`.", None),
     KeyDead: (errors.KEY_DEAD, "Key `{}` is revoked or has expired; make a new one.", None),
 }
@@ -51,6 +53,9 @@ class AdminParts:
     tenants: TenantTable
     plans: PlanTable
     dynamodb: DynamoDBClient
+    exclusions: ExclusionTable
+    replicas: Callable[[str], Collection[str]]
+    """Names of the region's engines (`engine`) or gateways (`gateway`) that are known here."""
 
 
 def authorised(parts: Callable[[], AdminParts | None]) -> Callable[[Request], AdminParts]:

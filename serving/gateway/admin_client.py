@@ -97,6 +97,25 @@ def delete_plan(target: Target, plan: str) -> dict[str, Any]:
     return _admin(target, "DELETE", f"/plans/{quote(plan, safe='')}")
 
 
+def list_exclusions(target: Target, group: str, *, region: str | None = None) -> list[dict[str, Any]]:
+    """What is out of service in a region; `group` is `drains` or `quarantine`."""
+    found: list[dict[str, Any]] = _admin(target, "GET", f"/{group}", region=region)[group]
+    return found
+
+
+def exclude(
+    target: Target, group: str, kind: str, name: str, *, note: str = "", for_s: int | None = None, region: str | None = None
+) -> dict[str, Any]:
+    """Put an engine, a gateway or a request out of service; within seconds every gateway of the region obeys."""
+    path = f"/{group}/{quote(kind, safe='')}/{quote(name, safe='')}"
+    return _admin(target, "PUT", path, {"note": note, "for_s": for_s}, region=region)
+
+
+def end_exclusion(target: Target, group: str, kind: str, name: str, *, region: str | None = None) -> dict[str, Any]:
+    """Put it into service again."""
+    return _admin(target, "DELETE", f"/{group}/{quote(kind, safe='')}/{quote(name, safe='')}", region=region)
+
+
 def show_policy(target: Target, tenant: str) -> dict[str, Any]:
     """A tenant's policies, as one document."""
     return _admin(target, "GET", f"/tenants/{quote(tenant, safe='')}/policy")

@@ -138,7 +138,10 @@ class _Serving:
             ApiError, EngineLost, ClientGone: as they say.
         """
         if self.pool.quarantine.holds(self.order.fingerprint):
-            message = "Engines have stopped while they worked on this request. Change it to try again."
+            name = self.order.fingerprint.hex()
+            message = (
+                f"Engines have stopped while they worked on this request. Change it to try again. Its fingerprint is {name}."
+            )
             raise ApiError(errors.REQUEST_QUARANTINED, message)
         self.pool.retries.request()
         source: Source = await self._ask(self.order, [])

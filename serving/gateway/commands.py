@@ -181,7 +181,7 @@ def create_key(
     """
     scopes: dict[str, Any] = {}
     if expires_in is not None:
-        scopes["expires_in_s"] = _seconds("--expires-in", expires_in)
+        scopes["expires_in_s"] = seconds("--expires-in", expires_in)
     if models is not None:
         scopes["models"] = [one.strip() for one in models.split(",")]
     if budget_share is not None:
@@ -202,7 +202,7 @@ def rotate_key(
 
     Example: `flotilla keys rotate 0123456789 --overlap 7d`
     """
-    _show_new_key(admin_client.rotate_key(load_target(env), key_id, overlap_s=_seconds("--overlap", overlap)), as_json)
+    _show_new_key(admin_client.rotate_key(load_target(env), key_id, overlap_s=seconds("--overlap", overlap)), as_json)
 
 
 @keys_app.command("list")
@@ -256,7 +256,12 @@ def audit(
     Console(width=None if sys.stdout.isatty() else 300, highlight=False).print(table)
 
 
-def _seconds(option: str, text: str) -> int:
+def seconds(option: str, text: str) -> int:
+    """The seconds of a span such as `90d`, `12h`, `30m` or `0s`.
+
+    Raises:
+        UserError: it is none; `option` is where it was given.
+    """
     match = _SPAN.fullmatch(text)
     if match is None:
         raise UserError(f"{option} {text!r} is no span of time", "write 90d, 12h, 30m or 0s")

@@ -126,7 +126,7 @@ ENGINE_LOST = ErrorKind(
     "engine_lost", 502, _SERVER, "The engine broke off or went silent after its first token; what had arrived is billed."
 )
 ENGINE_TIMEOUT = ErrorKind("engine_timeout", 504, _SERVER, "No first token within the time limit.")
-DRAINING = ErrorKind("draining", 503, _SERVER, "This gateway is stopping.")
+DRAINING = ErrorKind("draining", 503, _SERVER, "This gateway is stopping, or drained; ask again.")
 INTERNAL_ERROR = ErrorKind("internal_error", 500, _SERVER, "A defect here; quote the request id.")
 
 # The admin API's own.
@@ -134,6 +134,8 @@ INVALID_ADMIN_KEY = ErrorKind("invalid_admin_key", 401, _REQUEST, "The admin API
 TENANT_NOT_FOUND = ErrorKind("tenant_not_found", 404, _REQUEST, "No such tenant.")
 TENANT_EXISTS = ErrorKind("tenant_exists", 409, _REQUEST, "A tenant of this id is there already.")
 TENANT_CHANGED = ErrorKind("tenant_changed", 409, _REQUEST, "Somebody else changed the tenant at the same time; look again.")
+REPLICA_NOT_FOUND = ErrorKind("replica_not_found", 404, _REQUEST, "This region has no gateway or engine of this name.")
+NOT_EXCLUDED = ErrorKind("not_excluded", 404, _REQUEST, "It is not drained, or not in quarantine, so that cannot be ended.")
 PLAN_NOT_FOUND = ErrorKind("plan_not_found", 404, _REQUEST, "No such plan.")
 PLAN_EXISTS = ErrorKind("plan_exists", 409, _REQUEST, "A plan of this id is there already.")
 PLAN_CHANGED = ErrorKind("plan_changed", 409, _REQUEST, "Somebody else changed the plan at the same time; look again.")

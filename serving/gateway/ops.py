@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from serving.gateway import http_errors, worker_metrics
 from serving.gateway.admin import build_router
 from serving.gateway.admin_access import AdminParts
+from serving.gateway.admin_exclusions import drain_router, quarantine_router
 from serving.gateway.admin_plans import plan_router
 from serving.gateway.admin_policy import policy_router
 from serving.gateway.metrics import Metrics
@@ -59,6 +60,6 @@ def build_ops_app(settings: GatewaySettings, health: Health, others: Mapping[int
         texts = {0: own.decode(), **{number: text for number, text in zip(others, answers, strict=True) if text is not None}}
         return Response(worker_metrics.merged(texts), media_type=CONTENT_TYPE)
 
-    for build in (build_router, plan_router, policy_router):
+    for build in (build_router, plan_router, policy_router, drain_router, quarantine_router):
         app.include_router(build(settings, health.admin_parts))
     return app

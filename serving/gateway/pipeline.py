@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -87,6 +87,8 @@ class Pipeline:
         self.idle.set()
         self.in_flight: Counter[tuple[str, str]] = Counter()
         """Requests at engines or on their way there, by class and band."""
+        self.is_refusing: Callable[[], bool] = lambda: False
+        """New requests are refused: this gateway is drained."""
         self._num_running = 0
         self._settings = settings
         self._gateway = gateway
@@ -147,6 +149,8 @@ class Pipeline:
             ApiError: the answer, where nothing has been sent yet.
             ClientGone: as it says.
         """
+        if self.is_refusing():
+            raise ApiError(errors.DRAINING, "This gateway is drained; ask again, and another will answer.", retry_after_s=1)
         principal = await self._authenticator.authenticate(exchange.headers)
         call.tenant, call.key_id = principal.tenant.id, principal.key_id
 

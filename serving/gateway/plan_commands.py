@@ -13,11 +13,10 @@ from rich.table import Table
 
 from serving.errors import UserError
 from serving.gateway import admin_client
+from serving.gateway.commands import Env, Json
 from serving.gateway.term_options import TITLES, shown_terms, takes_terms
 from serving.target import LOCAL, load_target
 
-Env = Annotated[str, typer.Option("--env", help="Environment to speak to.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 PlanName = Annotated[str, typer.Argument(metavar="PLAN", help="The plan's id: lower-case letters, digits and dashes.")]
 
 plans_app = typer.Typer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from policies.routing.cache_events import EngineCache
 from policies.routing.choice import Replica, choose, fade
@@ -149,6 +149,8 @@ class Pool:
         self._model = model
         self._ready = metrics.engines_ready.labels(model.model_class)
         metrics.ttft_error.labels(model.model_class).set_function(lambda: self.predictor.error_ratio)
+        self._excluded: Mapping[str, str] = {}
+        """Engines that operators keep out of service, by name, and how."""
         self._places: list[Engine | None] = []
         """By bit of the index. A place stays empty until somebody new takes it."""
         self._replicas: list[Replica] = []
@@ -171,11 +173,11 @@ class Pool:
                 self.predictor.forget([engine.endpoint.name])
                 self._places[place], engine.place = None, -1
                 continue
-            if endpoint.is_ready and not engine.endpoint.is_ready:
-                engine.replica.started_s = now_s
-            engine.endpoint, engine.replica.is_ready = endpoint, endpoint.is_ready
+            engine.endpoint = endpoint
+            self._admit(engine, now_s)
         for endpoint in left.values():
             engine = Engine(endpoint)
+            engine.replica.is_ready = endpoint.is_ready and endpoint.name not in self._excluded
             if had_engines:
                 engine.replica.started_s = now_s
             if None not in self._places:
@@ -188,6 +190,23 @@ class Pool:
         self._ring = Ring([engine.endpoint.name if engine else "" for engine in self._places])
         self._index.max_blocks_per_replica = MAX_ENTRIES // max(len(self._places), 1)
         self._ready.set(sum(endpoint.is_ready for endpoint in endpoints))
+
+    def exclude(self, engines: Mapping[str, str]) -> None:
+        """From now on these, by name, get no new requests: with `drain` they finish what they have, from `quarantine` those that
+        can leave do. What is not named any more serves again, slowly at first."""
+        before, self._excluded = self._excluded, engines
+        for engine in self.engines:
+            self._admit(engine, asyncio.get_running_loop().time())
+            name = engine.endpoint.name
+            if engines.get(name) == "quarantine" != before.get(name):
+                engine.leave()
+
+    def _admit(self, engine: Engine, now_s: float) -> None:
+        """Let it have requests, or not, by what discovery and operators say."""
+        is_ready = engine.endpoint.is_ready and engine.endpoint.name not in self._excluded
+        if is_ready and not engine.replica.is_ready:
+            engine.replica.started_s = now_s
+        engine.replica.is_ready = is_ready
 
     def take(self, prompt_tokens: int, chain: Chain, failed: Sequence[Engine]) -> Seat:
         """A seat at the best engine that is not among those that have `failed` this request.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,12 @@ import structlog
 from botocore.config import Config
 from fastapi import FastAPI
 
+from policies.failover.items import REPORT, Report
 from policies.failover.region_health import why_not
 from serving.control_table import ControlTable
 from serving.gateway.admin_access import AdminParts
 from serving.gateway.app import build_app
+from serving.gateway.audited import now_ms
 from serving.gateway.auth import Authenticator
 from serving.gateway.budgets import Budgets, spent_by_ledger
 from serving.gateway.cache_watch import watch_caches
@@ -34,6 +37,7 @@ from serving.gateway.dispatch import Dispatcher
 from serving.gateway.engine_counter import EngineCounter
 from serving.gateway.engine_watch import watch_engines
 from serving.gateway.exchange import Exchange
+from serving.gateway.exclusions import Exclusions, ExclusionTable
 from serving.gateway.idempotency import Idempotency
 from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
@@ -123,6 +127,7 @@ class Service:
         self._prompts: PromptBook | None = None
         self._share: QueueShare | None = None
         self._leader: Leader | None = None
+        self._exclusions: Exclusions | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def unready(self) -> list[str]:
@@ -130,6 +135,8 @@ class Service:
         if self._journal is None or not self.is_listening:
             return ["starting"]
         reasons = ["draining"] if self.is_draining else []
+        if self._exclusions is not None and self._exclusions.why_drained:
+            reasons.append(self._exclusions.why_drained)
         return reasons if self._journal.healthy else [*reasons, self._journal.reason]
 
     async def run(self, exchange: Exchange) -> None:
@@ -150,12 +157,19 @@ class Service:
         settings = self._settings
         clients = await asyncio.to_thread(Clients.make, settings, os.environ.get("AWS_ENDPOINT_URL", ""))
         secrets = await load_secrets(clients.secrets, settings.secrets)
+        control_table = ControlTable(clients.keys, settings.tables.failover)
+        pools: dict[str, Pool] = {
+            model.model_class: Pool(model, self.metrics, is_hedging=settings.hedging) for model in settings.models
+        }
+        excluded = ExclusionTable(clients.near, settings.tables.tenants, settings.region)
         self._admin = AdminParts(
             secrets.admin_key,
             secrets.key_pepper,
             TenantTable(settings.tables.tenants, near=clients.near, home=clients.home),
             PlanTable(settings.tables.tenants, clients.home),
             clients.near,
+            excluded,
+            partial(_replicas, control_table, pools, settings.region),
         )
         self._journal = await Journal.open(
             self._journal_dir, settings.journal, source=self._gateway, on_commit=self.metrics.commit
@@ -177,9 +191,6 @@ class Service:
         context = ContextCounter(releases)
         usage = partial(usage_report, clients.near, settings.tables.ledger)
         limiter = Limiter(settings.cache_url, self.metrics, Budgets(spent_by_ledger(usage)))
-        pools: dict[str, Pool] = {
-            model.model_class: Pool(model, self.metrics, is_hedging=settings.hedging) for model in settings.models
-        }
         queues: dict[str, ClassQueue] = {
             model.model_class: ClassQueue(model, settings.queue, pools[model.model_class], self.metrics)
             for model in settings.models
@@ -212,7 +223,8 @@ class Service:
             prompts=self._prompts,
             metrics=self.metrics,
         )
-        control_table = ControlTable(clients.keys, settings.tables.failover)
+        self._exclusions = exclusions = Exclusions(excluded, gateway=self._gateway, pools=pools)
+        pipeline.is_refusing = lambda: exclusions.refuses(now_ms())
         controls = Controls(control_table, settings.region)
         reporter = Reporter(
             control_table,
@@ -226,15 +238,20 @@ class Service:
         )
 
         def region_health() -> list[str]:
-            ready = {name: sum(engine.endpoint.is_ready for engine in pool.engines) for name, pool in pools.items()}
+            ready = {name: sum(engine.replica.is_ready for engine in pool.engines) for name, pool in pools.items()}
             return why_not(self.unready(), controls.of(settings.region).verdict, ready)
 
         await limiter.warm_up()
         await controls.refresh()
+        await exclusions.refresh()
         with suppress(TimeoutError):
             await asyncio.wait_for(releases.refresh(), FIRST_RELEASES_S)
         self._tasks = [asyncio.create_task(releases.run()), asyncio.create_task(limiter.run())]
-        self._tasks += [asyncio.create_task(controls.run()), asyncio.create_task(reporter.run())]
+        self._tasks += [
+            asyncio.create_task(controls.run()),
+            asyncio.create_task(exclusions.run()),
+            asyncio.create_task(reporter.run()),
+        ]
         self._tasks.append(asyncio.create_task(self._share.run()))
         self._tasks.append(asyncio.create_task(self._claims.announce()))
         self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
@@ -287,3 +304,10 @@ class Service:
             authenticator.close()
         if self._journal is not None:
             await self._journal.aclose()
+
+
+def _replicas(table: ControlTable, pools: Mapping[str, Pool], region: str, kind: str) -> set[str]:
+    """Names of the region's engines, as discovery has them, or of its gateways' pods, as they report themselves."""
+    if kind == "engine":
+        return {engine.endpoint.name for pool in pools.values() for engine in pool.engines}
+    return {said.gateway.rpartition("-")[0] for said in table.read(Report, REPORT) if said.region == region}

@@ -12,6 +12,7 @@ from infra.components.workloads.fleets import Fleet, FleetKind
 from infra.embedded.graph import Graph
 from infra.timers import ALB_HEALTH, LIVENESS, READINESS, SPOT_GRACE_S, STARTUP
 from policies.autoscaling.pace import Pace
+from serving.gateway import exclusions
 from serving.gateway.__main__ import KEEP_ALIVE_S
 from serving.settings import EngineSettings, GatewaySettings, Timeouts
 
@@ -59,6 +60,10 @@ def test_a_process_is_taken_out_of_service_before_it_is_killed() -> None:
     assert READINESS.notice_s < ALB_HEALTH.notice_s, "Kubernetes knows first; the load balancer's check is the second net"
     assert ALB_HEALTH.timeout_s < ALB_HEALTH.period_s
     assert STARTUP.period_s * STARTUP.failures >= 30
+
+
+def test_a_drained_gateway_refuses_only_when_the_load_balancer_has_let_go_of_it() -> None:
+    assert ALB_HEALTH.notice_s + exclusions.POLL_S < exclusions.REFUSE_AFTER_S
 
 
 def test_a_fleet_shrinks_more_slowly_than_its_engines_come_back() -> None:

@@ -471,6 +471,7 @@ class Gateway:
     prompts: PromptBook
     unready: list[str]
     """Reasons for the gateway to want no traffic."""
+    pipeline: Pipeline
     clients: list[openai.AsyncOpenAI] = field(default_factory=list)
 
     @property
@@ -599,6 +600,7 @@ async def running_gateway(
         http,
         prompt_book,
         unready,
+        pipeline,
     )
     try:
         yield gateway

@@ -17,8 +17,10 @@ from moto import mock_aws
 from serving.gateway import http_errors
 from serving.gateway.admin import TenantChange, build_router
 from serving.gateway.admin_access import AdminParts
+from serving.gateway.admin_exclusions import drain_router, quarantine_router
 from serving.gateway.admin_plans import plan_router
 from serving.gateway.admin_policy import policy_router
+from serving.gateway.exclusions import ExclusionTable
 from serving.gateway.plans import PlanTable
 from serving.gateway.tenants import TERMS, Key, KeyRecord, Tenant, TenantTable
 from serving.gateway.term_options import OPTIONS
@@ -32,7 +34,7 @@ class Admin:
     def __init__(self, parts: AdminParts) -> None:
         app = FastAPI()
         http_errors.install(app)
-        for build in (build_router, plan_router, policy_router):
+        for build in (build_router, plan_router, policy_router, drain_router, quarantine_router):
             app.include_router(build(make_settings(), lambda: parts))
         self.tenants = parts.tenants
         self._http = TestClient(app, headers={"authorization": f"Bearer {KEY}", "x-flotilla-actor": "ann"})
@@ -60,7 +62,9 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Admin]:
         client = boto3.client("dynamodb", region_name="us-east-2")
         make_tenants_table(client)
         tenants = TenantTable("tenants", near=client, home=client)
-        yield Admin(AdminParts(KEY.encode(), b"pepper", tenants, PlanTable("tenants", client), client))
+        exclusions = ExclusionTable(client, "tenants", "us-east-2")
+        plans = PlanTable("tenants", client)
+        yield Admin(AdminParts(KEY.encode(), b"pepper", tenants, plans, client, exclusions, lambda kind: {f"{kind}-0"}))
 
 
 def served(admin: Admin, tenant: str) -> Tenant:
@@ -194,6 +198,42 @@ def test_every_change_is_audited_under_the_name_of_who_made_it(admin: Admin) -> 
         ("ann", "tenant_changed", "tenant/acme"),
         ("ann", "tenant_created", "tenant/acme"),
     ]
+
+
+FINGERPRINT = "0123456789abcdef" * 2
+
+
+def test_what_is_out_of_service_is_listed_until_it_is_ended_or_over(admin: Admin) -> None:
+    admin("PUT", "/drains/engine/engine-0", {"note": "new disk"})
+    admin("PUT", "/drains/gateway/gateway-0", {})
+    admin("PUT", f"/quarantine/request/{FINGERPRINT}", {"for_s": 60})
+    (engine, gateway) = admin("GET", "/drains")["drains"]
+    assert (engine["name"], engine["by"], engine["note"], engine["until_ms"]) == ("engine-0", "ann", "new disk", None)
+    assert gateway["kind"] == "gateway"
+    (request,) = admin("GET", "/quarantine")["quarantine"]
+    assert (request["name"], request["until_ms"] - request["since_ms"]) == (FINGERPRINT, pytest.approx(60_000, abs=5_000))
+    admin("DELETE", "/drains/engine/engine-0")
+    assert admin.refusal("DELETE", "/drains/engine/engine-0", None, 404)[0] == "not_excluded"
+    assert [each["name"] for each in admin("GET", "/drains")["drains"]] == ["gateway-0"]
+    assert ("ann", "drain_ended", "engine/us-east-2/engine-0") in admin.audited()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/drains/engine/engine-7", {}, 404, "replica_not_found"),
+        ("/drains/gateway/gateway-0-0", {}, 404, "replica_not_found"),
+        ("/drains/planet/mars", {}, 404, "not_found"),
+        ("/quarantine/gateway/gateway-0", {}, 404, "not_found"),
+        ("/quarantine/request/beef", {}, 400, "invalid_value"),
+        ("/drains/engine/engine-0", {"for": 1, "until": 2}, 400, "unsupported_parameter"),
+        ("/drains/engine/engine-0", {"for_s": 0, "note": 7}, 400, "invalid_value"),
+    ],
+)
+def test_what_is_misspelt_is_refused(admin: Admin, path: str, body: Any, status: int, code: str) -> None:
+    """A drain of a name that nobody has would change nothing, and nobody would know."""
+    assert admin.refusal("PUT", path, body, status)[0] == code
+    assert admin("GET", "/drains")["drains"] == []
 
 
 def test_every_term_can_be_set_over_the_api_and_on_the_command_line() -> None:

@@ -289,7 +289,7 @@ def test_codes_are_unique_and_never_change() -> None:
         "insufficient_quota": 429, "budget_unknown": 503,
         "idempotency_in_flight": 409, "idempotency_result_lost": 410, "idempotency_key_reused": 422,
         "idempotency_unavailable": 503, "tenant_changed": 409, "plan_not_found": 404, "plan_exists": 409, "plan_changed": 409,
-        "plan_in_use": 409, "key_not_found": 404, "key_dead": 409,
+        "plan_in_use": 409, "replica_not_found": 404, "not_excluded": 404, "key_not_found": 404, "key_dead": 409,
         "table_unavailable": 503, "not_started": 503,
         "prompt_not_found": 404, "prompt_too_large": 413, "too_many_prompts": 409, "prompt_changed": 409,
         "prompts_unavailable": 503,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from gateway_support import Behaviour, FakeEngine, make_settings
 from typer.testing import CliRunner
 
 from serving.errors import UserError
-from serving.gateway import admin_client, commands, plan_commands
+from serving.gateway import admin_client, commands, exclusion_commands, plan_commands
 from serving.gateway.discovery import FileSource
 from serving.gateway.service import Service
 from serving.metering.events import Outcome
@@ -118,7 +119,7 @@ async def test_the_command_line_speaks_to_it(
     (tmp_path / "access.json").write_bytes(json.dumps(access_of(gateway.target(key))).encode())
     monkeypatch.setenv("FLOTILLA_STATE", str(tmp_path))
     app = typer.Typer()
-    for module in (commands, plan_commands):
+    for module in (commands, plan_commands, exclusion_commands):
         module.register(app)
 
     async def run(*arguments: str) -> Any:
@@ -161,6 +162,17 @@ async def test_the_command_line_speaks_to_it(
     assert json.loads((await run("tenants", "set", "ant", "--plan", "none", "--json")).stdout)["plan"] is None
     assert "deleted" in (await run("plans", "delete", "gold")).stdout
 
+    fingerprint = "5f" * 16
+    await run("quarantine", "request", fingerprint, "--note", "kills engines", "--for", "1h")
+    assert "kills engines" in (await run("quarantine", "list")).stdout
+    await run("quarantine", "clear", "request", fingerprint)
+    assert json.loads((await run("quarantine", "list", "--json")).stdout) == []
+    await run("drain", "gateway", "gateway-0")
+    assert (await eventually(gateway, 503))["reasons"] == [f"drained by {getpass.getuser()}"]
+    assert [each["name"] for each in json.loads((await run("drain", "list", "--json")).stdout)] == ["gateway-0"]
+    await run("drain", "end", "gateway", "gateway-0")
+    await eventually(gateway, 200)
+
     assert "zoo" in (await run("tenants", "list")).stdout
     assert "unlimited" in (await run("tenants", "show", "zoo")).stdout
     made = json.loads((await run("keys", "create", "zoo", "--name", "ci", "--json")).stdout)
@@ -180,6 +192,10 @@ async def test_the_command_line_speaks_to_it(
         (("tenants", "set", "zoo", "--inherit", "colour"), "colour"),
         (("tenants", "policy", "zoo", "--set", "/nowhere.json"), "nowhere"),
         (("plans", "set", "gold"), "nothing to change"),
+        (("drain", "engine", "engine-nowhere"), "engine-nowhere"),
+        (("drain", "end", "gateway", "gateway-0"), "gateway-0"),
+        (("quarantine", "request", "beef"), "fingerprint"),
+        (("quarantine", "engine", "engine-small-0", "--for", "ever"), "ever"),
         (("plans", "show", "gold"), "gold"),
         (("tenants", "set", "zoo", "--tokens-per-min", "many"), "many"),
         (("tenants", "show", "nobody"), "nobody"),
@@ -190,6 +206,14 @@ async def test_the_command_line_speaks_to_it(
         with pytest.raises(UserError, match=message) as caught:
             await run(*arguments)
         assert "\n" not in caught.value.message
+
+
+async def eventually(gateway: Process, status: int) -> dict[str, Any]:
+    """What the gateway says of itself as soon as it answers `status`."""
+    async with asyncio.timeout(5):
+        while (found := await asyncio.to_thread(gateway.ready))[0] != status:
+            await asyncio.sleep(0.05)
+    return found[1]
 
 
 def access_of(target: Target) -> dict[str, Any]:
