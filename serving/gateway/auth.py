@@ -105,6 +105,10 @@ class Authenticator:
             raise ApiError(errors.INVALID_API_KEY, _BAD_KEY)
         return principal
 
+    def salt_of(self, tenant: Tenant) -> str:
+        """Keeps the tenant's caches apart from others', but for those of its trust group."""
+        return _salt_of(self._salt_secret, tenant)
+
     def close(self) -> None:
         """Let go of the threads; reads under way end by themselves."""
         for threads in (self._lookers, self._renewers):
@@ -190,7 +194,7 @@ class Authenticator:
         if found is None or found[0].key.revoked_at_ms is not None:
             return None
         key, tenant = found[0].key, found[1]
-        return Principal(key.narrowed(tenant), key.key_id, _salt_of(self._salt_secret, tenant), key.budget_share_percent)
+        return Principal(key.narrowed(tenant), key.key_id, self.salt_of(tenant), key.budget_share_percent)
 
 
 def _salt_of(secret: bytes, tenant: Tenant) -> str:

@@ -105,6 +105,11 @@ class ContextCounter:
         except RefusedConversation:
             return None
 
+    def release_id(self, model_class: str) -> str:
+        """The class's release; empty while it is not ready."""
+        release = self._releases.get(model_class)
+        return "" if release is None else release.release_id
+
     def is_ready(self, model_class: str) -> bool:
         """A release of the class has been read, so its prompts can be counted."""
         return self._releases.get(model_class) is not None

@@ -140,6 +140,7 @@ def prompt_router(
         classes = _classes(models, tenant, new.models) or tuple(model.model_class for model in models.available_to(tenant))
         messages = _messages(new.messages)
         prompt = await _ask(book, lambda: book.table.create(tenant.id, new.name or "", classes, messages))
+        book.on_registered()
         log.info("prompt_registered", tenant=tenant.id, prompt=prompt.id)
         return await told(prompt, 201)
 
@@ -159,6 +160,7 @@ def prompt_router(
         classes, messages = _classes(models, tenant, new.models), _messages(new.messages)
         prompt = await _ask(book, lambda: book.table.add_version(tenant.id, prompt_id, new.name, classes, messages))
         book.forget(tenant.id, prompt_id)
+        book.on_registered()
         log.info("prompt_registered", tenant=tenant.id, prompt=prompt.id, version=prompt.version)
         return await told(prompt, 201)
 

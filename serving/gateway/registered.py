@@ -65,6 +65,8 @@ class PromptBook:
 
     def __init__(self, table: PromptTable) -> None:
         self.table = table
+        self.on_registered: Callable[[], None] = lambda: None
+        """Called when a version was registered here."""
         self._entries: OrderedDict[tuple[str, str, int | None], _Entry] = OrderedDict()
         self._num_chars = 0
         self._reads: dict[tuple[str, str, int | None], asyncio.Task[Prompt]] = {}

@@ -235,6 +235,26 @@ class Pool:
             raise ApiError(errors.OVERLOADED, f"All engines of `{name}` are busy.", retry_after_s=FULL_RETRY_S)
         raise ApiError(errors.ENGINE_UNAVAILABLE, f"No engine of `{name}` is ready.", retry_after_s=NONE_READY_RETRY_S)
 
+    def places_of(self, chain: Chain, num: int) -> list[Engine]:
+        """The ready engines, `num` at most, that a prompt with these blocks belongs to while nobody holds it, first to last."""
+        ready = {place for place, engine in enumerate(self._places) if engine is not None and engine.endpoint.is_ready}
+        found: list[Engine] = []
+        while chain and len(found) < num and (place := self._ring.first(chain[0], ready)) >= 0:
+            ready.discard(place)
+            engine = self._places[place]
+            assert engine is not None
+            found.append(engine)
+        return found
+
+    def holds(self, engine: Engine, chain: Chain) -> bool:
+        """The engine is known to have all of these blocks."""
+        return any(length == len(chain) and holders >> engine.place & 1 for length, holders in self._index.match(chain))
+
+    def seat_at(self, engine: Engine, prompt_tokens: int, chain: Chain) -> Seat:
+        """A seat at this very engine, for a warm-up, which then has the chain."""
+        self._index.add(1 << engine.place, chain)
+        return Seat(engine, self.speed, prompt_tokens, prompt_tokens, "warm_up")
+
     def ttft_s(self, uncached_tokens: float) -> float:
         """The first token of a request that went out now, at the engine where it comes soonest; 0 while nothing is known."""
         found = []

@@ -55,6 +55,7 @@ from serving.gateway.scaling.leader import LEASE_LOOKS, MEMORY_LOOKS, Leader
 from serving.gateway.scaling.lease import Lease
 from serving.gateway.secret_values import load_secrets
 from serving.gateway.tenants import TenantTable
+from serving.gateway.warm_up import WarmUp
 from serving.metering.journal import Journal
 from serving.metering.report import usage_report
 from serving.settings import GatewaySettings
@@ -125,6 +126,7 @@ class Service:
         self._parts: tuple[Authenticator, ContextCounter, Limiter, Dispatcher] | None = None
         self._claims: Idempotency | None = None
         self._prompts: PromptBook | None = None
+        self._warm_up: WarmUp | None = None
         self._share: QueueShare | None = None
         self._leader: Leader | None = None
         self._exclusions: Exclusions | None = None
@@ -241,6 +243,19 @@ class Service:
             ready = {name: sum(engine.replica.is_ready for engine in pool.engines) for name, pool in pools.items()}
             return why_not(self.unready(), controls.of(settings.region).verdict, ready)
 
+        self._warm_up = WarmUp(
+            settings,
+            self._gateway,
+            prompts=self._prompts,
+            tenant_of=key_table.find_tenant,
+            authenticator=authenticator,
+            models=models,
+            context=context,
+            pools=pools,
+            queues=queues,
+            dispatcher=dispatcher,
+            journal=journal,
+        )
         await limiter.warm_up()
         await controls.refresh()
         await exclusions.refresh()
@@ -253,6 +268,7 @@ class Service:
             asyncio.create_task(reporter.run()),
         ]
         self._tasks.append(asyncio.create_task(self._share.run()))
+        self._tasks.append(asyncio.create_task(self._warm_up.run()))
         self._tasks.append(asyncio.create_task(self._claims.announce()))
         self._tasks.append(asyncio.create_task(watch_engines(list(pools.values()), dispatcher)))
         every_s = settings.scaling_every_s
@@ -294,6 +310,8 @@ class Service:
             await self._share.aclose()
         if self._claims is not None:
             self._claims.close()
+        if self._warm_up is not None:
+            await self._warm_up.aclose()
         if self._prompts is not None:
             self._prompts.close()
         if self._parts is not None:

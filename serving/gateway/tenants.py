@@ -199,11 +199,15 @@ class TenantTable:
         if item is None:
             return None
         key = decode(item, Key)
-        tenant = self._near.get(_profile_key(key.tenant), Tenant)
+        tenant = self.find_tenant(key.tenant)
+        return None if tenant is None else (KeyRecord(key, bytes(item["digest"]["B"])), tenant)
+
+    def find_tenant(self, tenant_id: str) -> Tenant | None:
+        """The tenant as its plan has it, by the near replica."""
+        tenant = self._near.get(_profile_key(tenant_id), Tenant)
         if tenant is None:
             return None
-        plan = None if tenant.plan is None else self._near.get(plan_key(tenant.plan), Plan)
-        return KeyRecord(key, bytes(item["digest"]["B"])), tenant.on(plan)
+        return tenant.on(None if tenant.plan is None else self._near.get(plan_key(tenant.plan), Plan))
 
     def get_tenant(self, tenant_id: str) -> Tenant:
         """The tenant as it was written at home, not as its plan has it.

@@ -44,6 +44,7 @@ from serving.gateway.registered import PromptBook
 from serving.gateway.releases import LoadedRelease
 from serving.gateway.route import Pool
 from serving.gateway.tenants import Key, KeyRecord, Tenant
+from serving.gateway.warm_up import WarmUp
 from serving.metering.events import UsageClose, UsageOpen, UsageProgress
 from serving.metering.journal import JournalUnavailable
 from serving.metering.report import GroupBy, UsageReport, summarise
@@ -411,6 +412,9 @@ class KeyBook:
         self.found[key.key_id] = (KeyRecord(Key(key.key_id, tenant.id), keys.digest(PEPPER, key)), tenant)
         return key.secret
 
+    def find_tenant(self, tenant_id: str) -> Tenant | None:
+        return next((tenant for _, tenant in self.found.values() if tenant.id == tenant_id), None)
+
     def find_key(self, key_id: str) -> tuple[KeyRecord, Tenant] | None:
         self.num_reads += 1
         if self.error is not None:
@@ -469,6 +473,8 @@ class Gateway:
     key: str
     http: aiohttp.ClientSession
     prompts: PromptBook
+    warm_up: WarmUp
+    """Looks when a test says so."""
     unready: list[str]
     """Reasons for the gateway to want no traffic."""
     pipeline: Pipeline
@@ -551,6 +557,9 @@ async def running_gateway(
     await limiter.warm_up()
     dispatcher = Dispatcher(settings.timeouts.connect_s)
     prompt_book = PromptBook(prompts or cast(Any, None))
+    queues = {
+        model.model_class: ClassQueue(model, settings.queue, pools[model.model_class], metrics) for model in settings.models
+    }
     pipeline = Pipeline(
         settings,
         gateway="gateway-0",
@@ -559,14 +568,25 @@ async def running_gateway(
         context=context,
         limiter=limiter,
         pools=pools,
-        queues={
-            model.model_class: ClassQueue(model, settings.queue, pools[model.model_class], metrics) for model in settings.models
-        },
+        queues=queues,
         dispatcher=dispatcher,
         journal=journal,
         claims=Idempotency(claims or NoClaims(), Path()),
         prompts=prompt_book,
         metrics=metrics,
+    )
+    warm_up = WarmUp(
+        settings,
+        "gateway-0",
+        prompts=prompt_book,
+        tenant_of=key_book.find_tenant,
+        authenticator=authenticator,
+        models=models_,
+        context=context,
+        pools=pools,
+        queues=queues,
+        dispatcher=dispatcher,
+        journal=journal,
     )
     unready: list[str] = []
     controls = Controls(cast(Any, None), settings.region)
@@ -599,6 +619,7 @@ async def running_gateway(
         key_book.add(Tenant("acme")),
         http,
         prompt_book,
+        warm_up,
         unready,
         pipeline,
     )
@@ -617,6 +638,7 @@ async def running_gateway(
             await engine.stop()
         await dispatcher.aclose()
         await limiter.aclose()
+        await warm_up.aclose()
         context.close()
         prompt_book.close()
         authenticator.close()

@@ -13,7 +13,7 @@ from botocore.exceptions import EndpointConnectionError
 from gateway_support import CHAT_TEMPLATE, TOKENIZER_CONFIG, Gateway, chat_body
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompt_world import prompt_table
+from prompt_world import empty, prompt_table
 from tokenizers import Tokenizer
 
 from serving.gateway import prompt_table as prompt_table_module
@@ -39,8 +39,7 @@ def aws() -> Iterator[tuple[PromptTable, Any]]:
 def world(aws: tuple[PromptTable, Any]) -> tuple[PromptTable, Any]:
     """The table, empty."""
     table, client = aws
-    for item in client.scan(TableName="prompts")["Items"]:
-        client.delete_item(TableName="prompts", Key={"pk": item["pk"], "sk": item["sk"]})
+    empty(client)
     return table, client
 
 
