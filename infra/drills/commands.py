@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +14,23 @@ from serving.target import state_dir
 
 if TYPE_CHECKING:
     from infra.drills.figures import Part
+    from infra.drills.scene import Scene
+    from infra.drills.timeline import Mark
 
-drill = typer.Typer(no_args_is_help=True, help="Lose something on purpose, here, on twins: region-loss.")
+drill = typer.Typer(
+    no_args_is_help=True,
+    help=(
+        "Lose something on purpose, here, on two regions of twins, and see what clients and bills make of it. Each runs in a "
+        "folder and on ports of its own, prints a table and one line of JSON, writes a report, and exits 1 where a promise does "
+        "not hold."
+    ),
+)
 
-
-@drill.callback()
-def _group() -> None:
-    """Keeps the subcommand's name where there is one alone."""
+PerSOption = Annotated[float, typer.Option(min=1, help="Requests a second, through the edge.")]
+SecondsOption = Annotated[float, typer.Option(min=0.1, max=10, help="Times the usual lengths of its phases.")]
+SeedOption = Annotated[int, typer.Option(help="Of the load.")]
+ReportOption = Annotated[Path | None, typer.Option(help="Folder of the report. [default: drills/<drill> beside the state]")]
+KeepOption = Annotated[bool, typer.Option("--keep", help="Keep the regions' folder, with the logs of every process.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,15 +43,13 @@ def region_loss(
     per_s: Annotated[
         float | None, typer.Option(min=1, help="Requests a second. [default: 60 % of what one region bears]")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=10, help="Times the usual lengths of its phases.")] = 1.0,
+    seconds: SecondsOption = 1.0,
     kills: Annotated[
         bool, typer.Option("--kills", help="Then lose it again, and kill `failover run` within and after every step.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the load.")] = 1,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder of the report. [default: drills/region-loss beside the state]")
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the regions' folder, with the logs of every process.")] = False,
+    seed: SeedOption = 1,
+    report: ReportOption = None,
+    keep: KeepOption = False,
 ) -> None:
     """Two regions of twins under load; one loses power and AWS, is left by the runbook, and comes back. About three minutes.
 
@@ -50,7 +57,7 @@ def region_loss(
     where a promise does not hold.
     """
     from infra.drills.live import LiveView
-    from infra.drills.region_loss import Size, drill, judged
+    from infra.drills.region_loss import Size, begun, drill, judged, marks
     from infra.drills.two_regions import two_regions
 
     console = Console(soft_wrap=True)
@@ -60,37 +67,91 @@ def region_loss(
             if keep:
                 view.say(f"they are in {regions.root}")
             story = drill(regions, Size(seconds, per_s, seed, kills), view)
-    parts = judged(story)
-    folder = (report or state_dir().parent / "drills" / "region-loss").absolute()
-    _write(folder, story, parts)
-    from infra.drills.figures import table_of
+    title = "region-loss: us-east-2 loses power and AWS under load"
+    _finish("region-loss", "a region is lost", title, begun(story), marks(story), judged(story), seed, report, console)
 
+
+@drill.command("cache-loss")
+def cache_loss(
+    per_s: PerSOption = 25.0,
+    seconds: SecondsOption = 1.0,
+    seed: SeedOption = 1,
+    report: ReportOption = None,
+    keep: KeepOption = False,
+) -> None:
+    """A region's cache is killed, stays away and comes back empty: limits and budgets hold, no request is lost. 80 seconds."""
+    from infra.drills.cache_loss import CacheLoss
+
+    _play(CacheLoss, "a region's cache is lost", seconds, per_s, seed, report, keep)
+
+
+@drill.command("slow-region")
+def slow_region(
+    per_s: PerSOption = 25.0,
+    seconds: SecondsOption = 1.0,
+    seed: SeedOption = 1,
+    report: ReportOption = None,
+    keep: KeepOption = False,
+) -> None:
+    """A region's engines turn slow: health checks keep sending to it, `failover run` ends that. Two minutes."""
+    from infra.drills.slow_region import SlowRegion
+
+    _play(SlowRegion, "a region is slow", seconds, per_s, seed, report, keep)
+
+
+@drill.command("az-loss")
+def az_loss(
+    per_s: PerSOption = 25.0,
+    seconds: SecondsOption = 1.0,
+    seed: SeedOption = 1,
+    report: ReportOption = None,
+    keep: KeepOption = False,
+) -> None:
+    """A third of a region's gateways and engines is killed at once: what a zone is, on one machine. 100 seconds."""
+    from infra.drills.az_loss import ZoneLoss
+
+    _play(ZoneLoss, "a third of a region is lost", seconds, per_s, seed, report, keep)
+
+
+def _play(
+    make: Callable[[], Scene], heading: str, seconds: float, per_s: float, seed: int, report: Path | None, keep: bool
+) -> None:
+    from infra.drills.live import LiveView
+    from infra.drills.scene import Size, judged, play_scene
+    from infra.drills.two_regions import two_regions
+
+    console, scene = Console(soft_wrap=True), make()
+    with LiveView(console) as view:
+        view.say("two regions of twins start")
+        with two_regions(keep=keep) as regions:
+            if keep:
+                view.say(f"they are in {regions.root}")
+            play = play_scene(scene, regions, Size(seconds, per_s, seed), view)
+    parts = judged(scene, play)
+    _finish(scene.name, heading, scene.title, play.begun(), play.timeline(), parts, seed, report, console)
+
+
+def _finish(
+    name: str,
+    heading: str,
+    title: str,
+    begun: Sequence[tuple[float, bool]],
+    marks: Sequence[Mark],
+    parts: list[Part],
+    seed: int,
+    report: Path | None,
+    console: Console,
+) -> None:
+    """Table, report and one line of JSON; exit code 1 where a promise does not hold."""
+    from infra.drills.figures import table_of
+    from infra.drills.report import machine, write
+
+    folder = (report or state_dir().parent / "drills" / name).absolute()
+    write(folder, heading, title, begun, marks, parts)
     Console(width=None if console.is_terminal else 180).print(table_of(parts))
     console.print(f"report: {folder / 'report.md'}, {folder / 'timeline.svg'}", highlight=False)
     holds = all(part.holds for part in parts)
     figures: dict[str, Any] = {name: value for part in parts for name, value in part.figures.items()}
-    typer.echo(json.dumps({"drill": "region-loss", "seed": seed, **_machine(), **figures, "holds": holds}))
+    typer.echo(json.dumps({"drill": name, "seed": seed, **machine(), **figures, "holds": holds}))
     if not holds:
         raise typer.Exit(1)
-
-
-def _write(folder: Path, story: Any, parts: list[Part]) -> None:
-    from infra.drills.region_loss import begun, marks
-    from infra.drills.timeline import timeline
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"{what.strip()}: {shown}" for part in parts for what, shown, holds in part.rows if holds is not None]
-    title = "region-loss: us-east-2 loses power and AWS under load"
-    (folder / "timeline.svg").write_text(timeline(title, begun(story), marks(story), lines))
-    table = ["| part | what | shown | holds |", "|---|---|---|---|"]
-    for part in parts:
-        for what, shown, holds in part.rows:
-            table.append(f"| {part.name} | {what.strip()} | {shown} | {'' if holds is None else 'yes' if holds else 'NO'} |")
-    machine = ", ".join(f"{name} {value}" for name, value in _machine().items())
-    told = [f"- {mark.at_s:+.1f} s: {mark.what}" for mark in marks(story)]
-    text = ["# Drill: a region is lost", "", "![timeline](timeline.svg)", "", *told, "", *table, "", f"Machine: {machine}.", ""]
-    (folder / "report.md").write_text("\n".join(text))
-
-
-def _machine() -> dict[str, Any]:
-    return {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}

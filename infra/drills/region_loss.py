@@ -22,9 +22,10 @@ from typing import Any, TypeVar
 
 from infra.components.artifacts.replication import REPLICATION_TIME_MINUTES
 from infra.drills import failover_runs
+from infra.drills.bills import bills, held
 from infra.drills.failover_runs import Kills, Ran
 from infra.drills.figures import Part
-from infra.drills.judge import Verdict, judge, truths_of
+from infra.drills.judge import Verdict
 from infra.drills.live import LiveView
 from infra.drills.load import Asked, Load
 from infra.drills.timeline import Mark
@@ -34,7 +35,6 @@ from infra.recovery.record import RunRecord
 from policies.failover.rotation import CHECK_FAILURES, CHECK_PERIOD_S, CONTROL_FAILURES, RECORD_TTL_S
 from serving.errors import UserError
 from serving.gateway import admin_client
-from serving.metering.events import Outcome
 from serving.metering.rows import LedgerRow
 
 WORKERS, LEARN_S = 192, 8.0
@@ -45,7 +45,7 @@ GRACE_S = 10.0
 MIN_SERVED, MAX_RUN_S, MAX_RTO_S, MAX_RPO_S = 0.999, 60.0, 600.0, 900.0
 OPERATOR_S = 300.0
 """Assumed: from the loss until somebody has been paged, has read the runbook's short version and types the command."""
-BACK_LIMIT_S, BILL_LIMIT_S = 90.0, 90.0
+BACK_LIMIT_S = 90.0
 POLL_TWINS_S = 1.0
 TENANT = "late-tenant"
 T = TypeVar("T")
@@ -198,20 +198,9 @@ class RegionLoss:
         story.ends.append(await asyncio.to_thread(failover_runs.end_state, regions, self._lost, self._survivor))
 
     async def _judge(self) -> None:
-        """Waits until every bill is there, or long enough; what is wrong then is wrong."""
-        story, regions = self.story, self._regions
-        await asyncio.to_thread(regions.poll_twins)
-        truths = truths_of(record for record in regions.told() if record["endpoint"] == "/v1/chat/completions")
-        seen = {one.seen.request_id: one.seen for one in story.asked if one.seen.request_id}
-        ends_s = time.monotonic() + BILL_LIMIT_S
-        while True:
-            story.rows = await asyncio.to_thread(regions.rows, self._survivor)
-            requests = {row.event_id: row.request_id for row in story.rows if row.request_id}
-            story.verdict = judge(truths, seen, story.rows, requests, some_twins_died=True)
-            if not story.verdict.counts["lost"] or time.monotonic() > ends_s:
-                self._say(f"{len(story.rows):,} rows in the ledger, {story.verdict.counts['lost']} requests without one")
-                return
-            await asyncio.sleep(2.0)
+        story = self.story
+        story.rows, story.verdict = await held(self._regions, self._survivor, story.asked)
+        self._say(f"{len(story.rows):,} rows in the ledger, {story.verdict.counts['lost']} requests without one")
 
     def _unshipped(self, asked: Sequence[Asked], after: Holdings) -> list[str]:
         rows = {json.loads(row).get("request_id", "") for row in after.rows.values()}
@@ -257,7 +246,7 @@ def _on_uvloop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def judged(story: Story) -> list[Part]:
     """The figures, and whether each holds."""
-    parts = [_requests(story), _runbook(story), _data(story), _bills(story), _simulated(story)]
+    parts = [_requests(story), _runbook(story), _data(story), bills(story.rows, story.verdict), _simulated(story)]
     return [*parts, _kills(story)] if story.kills is not None else parts
 
 
@@ -361,22 +350,6 @@ def _data(story: Story) -> Part:
     present = {row.request_id for row in story.rows}
     missing = sum(request_id not in present for request_id in story.unshipped)
     part.show("of these not billed after the volumes came back: RPO (0)", "num_rpo_requests", missing, missing == 0)
-    return part
-
-
-def _bills(story: Story) -> Part:
-    part, verdict = Part("bills"), story.verdict
-    part.show("requests held against clients and twins", "num_judged", verdict.counts["requests"], verdict.counts["requests"] > 0)
-    for kind in ("lost", "doubled", "inexact", "over", "under"):
-        part.show(f"{kind} (0)", f"num_{kind}", verdict.counts[kind], verdict.counts[kind] == 0)
-    twice = sum(count > 1 for count in Counter(row.request_id for row in story.rows if row.request_id).values())
-    part.show("requests with two rows, of all in the ledger (0)", "num_double_bills", twice, twice == 0)
-    part.show("tokens that twins generated of whole answers", "received_tokens", verdict.received_tokens)
-    exact = verdict.received_tokens == verdict.exact_tokens
-    part.show("billed of the same", "billed_tokens", verdict.exact_tokens, exact)
-    part.show("known by clients alone, as their twin died", "num_told_by_client", verdict.counts["told_by_client"])
-    part.show("ended by the kill of their gateway", "num_gateway_crash", verdict.counts[Outcome.GATEWAY_CRASH])
-    part.show("named", "wrong", verdict.wrong)
     return part
 
 

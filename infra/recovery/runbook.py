@@ -66,6 +66,8 @@ DRILLS = """\
 ```console
 $ flotilla drill region-loss                                          # two regions of twins of their own, under load; about three minutes
 $ flotilla drill region-loss --kills                                  # and `run` is killed within and after every step; about two more
+$ flotilla drill slow-region                                          # a region that answers, slowly: health checks stay, `run` ends it
+$ flotilla drill cache-loss                                           # less than a region: nothing to be done; likewise az-loss
 ```
 
 It takes one region's power and its AWS, runs this runbook as a process of its own, gives the region back and holds every bill against what
