@@ -15,7 +15,8 @@ from infra import timers, versions
 from infra.components.cache.redis_cache import PORT as CACHE_PORT
 from infra.components.cache.redis_cache import RedisCache, RedisCacheArgs
 from infra.components.controllers.cluster_controllers import ClusterControllers, ClusterControllersArgs
-from infra.components.drills.zone_loss import DRILL, ZoneLoss, ZoneLossArgs
+from infra.components.drills.experiment import Experiment, ExperimentArgs
+from infra.components.drills.plans import Place, plan_of
 from infra.components.gpu.gpu_support import GpuSupport
 from infra.components.gpu.node_pools import ElasticNodePools, ElasticNodePoolsArgs
 from infra.components.observability.monitoring import Monitoring
@@ -35,7 +36,7 @@ from infra.config import Program
 from infra.naming import CONTROL_PATH, GATEWAY, LOAD_BALANCER, NAMESPACE, REGION_HEALTH_PATH, StackName
 from infra.providers import aws_provider, kubernetes_provider
 from infra.stack_config import ServingConfig
-from infra.stack_config.serving import HOST_IMAGE
+from infra.stack_config.serving import HOST_IMAGE, Drill
 from infra.stackref import ClusterOutputs, FoundationOutputs, ServingOutputs, export, read
 from infra.timers import Stop
 from serving.settings import EngineSettings, GatewaySettings, JournalSettings, ModelClass, Price, Scaling, ServedModel, Tables
@@ -46,8 +47,8 @@ def build(program: Program[ServingConfig]) -> None:
     region = _Region(program)
     cache = region.create_cache()
     load_balancer = region.create_load_balancer()
-    if program.config.drills:
-        region.create_drill(load_balancer)
+    for drill in sorted(program.config.drills.templates):
+        region.create_drill(drill, load_balancer)
     controllers = region.create_controllers()
     region.create_nodes([controllers])
     monitoring = region.create_monitoring()
@@ -125,20 +126,29 @@ class _Region:
             self._in_aws,
         )
 
-    def create_drill(self, load_balancer: GatewayLoadBalancer) -> None:
-        ZoneLoss(
-            DRILL,
-            ZoneLossArgs(
-                drill_name=self._name(DRILL),
-                account_id=self._program.environment.account_id,
-                region=self._stack.region,
-                zone=self._program.region.availability_zones[0],
-                vpc_id=self._cluster.apply(lambda outputs: outputs.vpc_id),
+    def create_drill(self, drill: Drill, load_balancer: GatewayLoadBalancer) -> None:
+        program, stack = self._program, self._stack
+        place = Place(
+            stack=stack,
+            account_id=program.environment.account_id,
+            names=program.names,
+            zones=program.region.availability_zones,
+            other_regions=[region for region in program.environment.regions if region != stack.region],
+            vpc_id=self._cluster.apply(lambda outputs: outputs.vpc_id),
+        )
+        Experiment(
+            drill,
+            ExperimentArgs(
+                drill_name=self._name(drill),
+                plan=plan_of(drill, place),
+                account_id=program.environment.account_id,
+                region=stack.region,
                 load_balancer=load_balancer.load_balancer.arn_suffix,
                 target_group=load_balancer.target_group.arn_suffix,
                 permissions_boundary_arn=self._foundation.apply(lambda outputs: outputs.permissions_boundary_arn),
+                is_meant_for_production=self._config.drills.in_production,
             ),
-            self._stack,
+            stack,
             self._in_aws,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -178,6 +179,24 @@ class LoadBalancerConfig(Frozen):
     streams. So it is the time that a stream has to finish. 0: no load balancer stands before gateways, as in `local`."""
 
 
+class Drill(StrEnum):
+    """Drills that AWS FIS can do; the values name templates."""
+
+    REGION_LOSS = "region-loss"
+    PARTITION = "partition"
+    AZ_LOSS = "az-loss"
+    CACHE_LOSS = "cache-loss"
+    SLOW_REGION = "slow-region"
+
+
+class DrillsConfig(Frozen):
+    """Templates of AWS FIS that the region keeps. Who may start experiments can then do this to it."""
+
+    templates: Annotated[frozenset[Drill], Field(max_length=len(Drill))] = frozenset()
+    in_production: bool = False
+    """Production keeps templates only where this says so; a guardrail refuses them otherwise."""
+
+
 class ServingConfig(Frozen):
     """The stack file of serving."""
 
@@ -189,5 +208,4 @@ class ServingConfig(Frozen):
     pools: PoolsConfig = PoolsConfig()
     cache: CacheConfig = CacheConfig()
     load_balancer: LoadBalancerConfig = LoadBalancerConfig()
-    drills: bool = False
-    """Keep the FIS template of the drill `az-loss` in AWS: who may start experiments can then cut off a zone of this region."""
+    drills: DrillsConfig = DrillsConfig()

@@ -24,6 +24,8 @@ IRREPLACEABLE = (
 )
 """What holds data, or takes everything in it along."""
 AWS_PROVIDER = f"{PROVIDER_TYPES}aws"
+EXPERIMENT = "aws:fis/experimentTemplate:ExperimentTemplate"
+PRODUCTION, MEANT_TAG = "prod", "drills-in-production"
 LONGEST_EXPERIMENT_MIN = 30
 _MINUTES = re.compile(r"PT(\d+)M")
 _REGION = re.compile(
@@ -99,13 +101,15 @@ def region_allowed(provider: Declared, estate: Estate) -> Iterator[str]:
 def regions_apart(resource: Declared, estate: Estate) -> Iterator[str]:
     """A regional stack takes nothing from another region: what it takes would be lost with that region.
 
-    The home region is an exception: conditional writes have one place.
+    The home region is an exception: conditional writes have one place. An experiment names the region that it cuts off.
     """
     if not resource.region:
         return
     others = set(estate.scope.regions) - {resource.region}
     named = {match for text in texts(resource.inputs) for match in _REGION.findall(text)} & others
     named -= set(estate.scope.regions[:1])
+    if resource.type == EXPERIMENT:
+        return
     if named and resource.type.startswith("aws:"):
         yield f"names {', '.join(sorted(named))}"
 
@@ -133,7 +137,7 @@ def health_checks_quick(check: Declared, _estate: Estate) -> Iterator[str]:
 
 @book.rule(
     "experiments-stop",
-    "aws:fis/experimentTemplate:ExperimentTemplate",
+    EXPERIMENT,
     remedy="give it an alarm as stop condition, a log, and actions of at most PT30M",
 )
 def experiments_stop(template: Declared, _estate: Estate) -> Iterator[str]:
@@ -148,3 +152,14 @@ def experiments_stop(template: Declared, _estate: Estate) -> Iterator[str]:
         minutes = _MINUTES.fullmatch(str(durations[0])) if durations else None
         if minutes is None or int(minutes[1]) > LONGEST_EXPERIMENT_MIN:
             yield f"does {at(action, 'actionId')} for {durations[0] if durations else 'as long as it likes'}"
+
+
+@book.rule(
+    "experiments-meant",
+    EXPERIMENT,
+    remedy="say `in_production: true` below `flotilla:drills` in the stack's file, or take the template out",
+)
+def experiments_meant(template: Declared, estate: Estate) -> Iterator[str]:
+    """Production keeps no template that breaks it unless its file says that this is meant."""
+    if estate.stack.partition(".")[0] == PRODUCTION and at(template.at("tags"), MEANT_TAG) != "true":
+        yield "could be started in production, and nothing says that it is meant to be there"

@@ -24,6 +24,8 @@ SERVICES = (
 """Services whose resources have names that we do not choose, or none."""
 GLOBAL_SERVICES = ("iam", "pricing", "route53", "sts")
 """Answered in one region for all."""
+DRILLS = ("elasticache:DescribeReplicationGroups", "elasticache:InterruptClusterAzPower", "tag:GetResources")
+"""What experiments of AWS FIS need beyond `SERVICES`; no role but theirs has it."""
 PROTECTIONS = (
     "dynamodb:DeleteBackup",
     "dynamodb:DeleteTable",
@@ -82,6 +84,7 @@ def boundary_document(scope: Scope) -> str:
                 iam.secret_arn("*", account, names.secret("*")),
             ],
         ),
+        iam.allow("Drills", DRILLS, ["*"]),
         iam.allow("ReadRolesAndZones", ["iam:Get*", "iam:List*", "route53:Get*", "route53:List*"], ["*"]),
         iam.allow("PassOwnRoles", ["iam:PassRole"], [own_roles]),
         iam.allow(

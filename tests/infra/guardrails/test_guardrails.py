@@ -23,7 +23,8 @@ TODAY = date(2026, 11, 24)
 CATALOG = config.load_catalog()
 ROOT = Path(__file__).parents[3]
 NEED_NO_MISTAKE = {
-    "experiments-stop": "tests/infra/program/test_drill_templates.py: no stack has one unless `drills` is set",
+    "experiments-meant": "tests/infra/program/test_drill_templates.py: no stack has one unless `drills` says so",
+    "experiments-stop": "tests/infra/program/test_drill_templates.py: no stack has one unless `drills` says so",
     "no-lasting-keys": "any user or access key is one",
     "regions-apart": "test_a_region_that_takes_from_another_is_noticed",
 }
