@@ -47,13 +47,19 @@ from policies.admission.lanes import (
 )
 
 KEPT_RATIO = 0.2
-"""Of the slots, at most, are kept for tenants with credit. In virtual time (tests/policies/admission/queue_sim.py, 200 s, two
-seeds) first tokens of 199 tenants at 0.85 of their share take at p99, beside one at 50 times its own, 0.96 and 1.03 times as long
-as alone before one gateway, and 0.96 and 1.19 times as long before four; with 0.1 1.02 to 1.35, with none 1.3 to 2.2."""
+"""Of the slots, at most, are kept for tenants with credit; half, with what other gateways may have taken meanwhile. In virtual
+time (tests/policies/admission/queue_sim.py, 200 s, three seeds) first tokens of 199 tenants at 0.85 of their share take at p99,
+beside one at 50 times its own, 0.96 to 1.03 times as long as alone before one gateway, and 0.96 to 1.15 times as long before
+four; with 0.1 it is 1.01 to 1.44, with nothing kept 1.3 to 2.2."""
 SPENT_RATIO = 7 / 8
 """Of its credit: a tenant that has had so much of it has none. Among equals nearly all then have some."""
 FEW = 2
 """A tenant with no more requests than this, waiting and at engines, does not flood."""
+
+
+def most_kept(slots: int, shy: int) -> int:
+    """The most free slots, of `slots`, that are ever kept from anybody, where `shy` of them may be taken elsewhere already."""
+    return min(math.ceil(KEPT_RATIO * slots) + shy, slots // 2)
 
 
 class FairQueue:
@@ -112,7 +118,7 @@ class FairQueue:
 
     def next(self, now_s: float, free: float = math.inf, slots: int = 0, shy: int = 0) -> Ticket | None:
         """The request that goes out now, charged, where `free` of `slots` slots are; None where nobody waits, or nobody who may
-        have one of the last. Whoever has no credit leaves `shy` more, for what other gateways may take in this moment."""
+        have one of the last; `shy` of the free ones may have been taken by other gateways."""
         found = self._next_up(now_s, free, slots, shy) if self.num_waiting else None
         if found is None:
             return None
@@ -211,14 +217,14 @@ class FairQueue:
             account.cost, account.latest_s = 0.0, -math.inf
             del lane.backlogged[tenant]
 
-    def kept_back(self, band: Band, slots: int, now_s: float) -> int:
+    def kept_back(self, band: Band, slots: int, shy: int, now_s: float) -> int:
         """Free slots that a tenant of the band without credit leaves to those of its band and of higher ones who have it."""
         kept = 0.0
         for each, lane in self._lanes.items():
             kept += lane.with_credit_of_late(now_s)
             if each == band:
                 break
-        return min(int(kept), math.ceil(KEPT_RATIO * slots))
+        return min(int(kept) + shy, most_kept(slots, shy)) if kept >= 1 else 0
 
     def _next_up(self, now_s: float, free: float, slots: int, shy: int) -> tuple[Band, Lane, str, Account, Ticket] | None:
         """Of the band that is owed the most, if it is owed that much; else of the highest that has somebody who may go."""
@@ -231,7 +237,7 @@ class FairQueue:
             if band == most and band != waiting[0] and lane.owed < ticket.cost:
                 continue
             is_bound = account.num_open > FEW and not self._has_credit(lane, account)
-            if free > (shy + self.kept_back(band, slots, now_s) if is_bound else 0):
+            if free > (self.kept_back(band, slots, shy, now_s) if is_bound else 0):
                 return band, lane, tenant, account, ticket
         return None
 

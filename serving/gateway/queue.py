@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
 from typing import NamedTuple
 
-from policies.admission.fair_queue import KEPT_RATIO, FairQueue
+from policies.admission.fair_queue import FairQueue, most_kept
 from policies.admission.lanes import Ticket
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
@@ -55,21 +54,15 @@ class Slots(NamedTuple):
 
     total: int
     """All gateways together."""
-    part: int
-    """This one's equal part."""
     own: int
-    """This one, now: its part, or what the others leave."""
-    num_others: int
+    """This one, now: its equal part, or what the others leave."""
+    shy: int
+    """Of its own, what the others may have taken since they last told: each as many as this one has, and one."""
 
     @property
     def of_anybody(self) -> int:
         """Of its own, those that no tenant is ever kept from."""
-        return self.own - math.ceil(KEPT_RATIO * self.total) - self.num_others
-
-    @property
-    def part_of_anybody(self) -> float:
-        """Beyond this part a tenant without credit takes nothing that other gateways may take in the same moment."""
-        return (1 - KEPT_RATIO) * self.part
+        return self.own - most_kept(self.total, self.shy)
 
 
 class ClassQueue:
@@ -80,26 +73,29 @@ class ClassQueue:
         self.fair = FairQueue(settings.max_waiting)
         self.num_out = 0
         """Requests past the queue and not over."""
-        self.others: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        """How many other gateways there are, and how many requests of theirs are out."""
-        self.waiting_elsewhere: Callable[[], int] = lambda: 0
-        """Requests that wait at other gateways."""
         self._model, self._settings, self._pool, self._metrics = model, settings, pool, metrics
+        self._num_others = self._out_elsewhere = self._waiting_elsewhere = 0
+        self._out_then = 0
+        """Own requests at engines when others were last heard."""
         self._waiting = metrics.queue_waiting.labels(self.name)
         self._turns: dict[Ticket, Turn] = {}
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait for an engine of the class, at all gateways as far as they have told."""
-        return self.fair.num_waiting + self.waiting_elsewhere()
+        return self.fair.num_waiting + self._waiting_elsewhere
 
     @property
     def slots(self) -> Slots:
         """Requests that this gateway may have at engines; 0 where no engine is ready."""
         total = self._pool.num_able(asyncio.get_running_loop().time()) * self._model.max_in_flight_per_engine
-        num_others, out = self.others()
-        part = math.ceil(total / (1 + num_others))
-        return Slots(total, part, max(total - out, part), num_others)
+        own = max(total - self._out_elsewhere, math.ceil(total / (1 + self._num_others)))
+        return Slots(total, own, self._num_others * (1 + max(self.num_out - self._out_then, 0)))
+
+    def hear(self, num_others: int, out: int, waiting: int) -> None:
+        """Other gateways of the class: how many there are, and their requests at engines and in queues."""
+        self._num_others, self._out_elsewhere, self._waiting_elsewhere = num_others, out, waiting
+        self._out_then = self.num_out
 
     def enter(self, tenant: Tenant, exchange: Exchange, prompt_tokens: int, max_output_tokens: int) -> Turn:
         """A turn, past the queue where nobody waits. Whoever gets one calls `leave` in the end.
@@ -183,11 +179,11 @@ class ClassQueue:
         slots, now_s = self.slots, asyncio.get_running_loop().time()
         while True:
             free = slots.own - self.num_out if slots.own else math.inf
-            shy = slots.num_others if self.num_out >= slots.part_of_anybody else 0
-            ticket = self.fair.next(now_s, free, slots.total, shy) if free > 0 else None
+            ticket = self.fair.next(now_s, free, slots.total, slots.shy) if free > 0 else None
             if ticket is None:
                 break
             self.num_out += 1
+            slots = self.slots
             turn = self._turns[ticket]
             if turn.granted is not None and not turn.granted.done():
                 turn.granted.set_result(None)

@@ -65,12 +65,7 @@ class QueueShare:
         self._seen = ""
         self._unsent: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in queues}
         self._others: dict[str, tuple[float, dict[str, Said]]] = {}
-        self._sums: dict[str, tuple[int, int, int]] = {}
-        """By class: other gateways, their requests at engines, and those that wait there."""
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Word)
-        for queue in queues.values():
-            queue.others = lambda name=queue.name: self._sums.get(name, (0, 0, 0))[:2]  # type: ignore[misc]
-            queue.waiting_elsewhere = lambda name=queue.name: self._sums.get(name, (0, 0, 0))[2]  # type: ignore[misc]
 
     async def run(self) -> None:
         """Tell and listen until cancelled."""
@@ -126,12 +121,12 @@ class QueueShare:
                 queue.fair.merge(band, tenant, tokens)  # type: ignore[union-attr]
 
     def _sum_up(self) -> None:
-        """Forget who has been silent, and sum what the others last said: requests ask for it, so it is not summed for each."""
+        """Forget who has been silent, and tell queues the sum of what the others last said: it is not summed for each request."""
         since_s = asyncio.get_running_loop().time() - SILENT_S
         self._others = {gateway: word for gateway, word in self._others.items() if word[0] >= since_s}
-        for name in self._queues:
+        for name, queue in self._queues.items():
             said = [classes[name] for _, classes in self._others.values() if name in classes]
-            self._sums[name] = len(self._others), sum(one.out for one in said), sum(one.waiting for one in said)
+            queue.hear(len(self._others), sum(one.out for one in said), sum(one.waiting for one in said))
 
     def _charges(self, name: str) -> list[tuple[Band, str, float]]:
         return [(band, tenant, left) for (band, tenant), left in self._unsent[name].items()]  # type: ignore[misc]

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from policies.admission.fair_queue import KEPT_RATIO, FairQueue
+from policies.admission.fair_queue import FairQueue
 from policies.admission.lanes import Ticket
 
 SLOTS = 32
@@ -75,9 +75,10 @@ class Simulation:
         self._at(now_s + EVERY_S, "tell")
 
     def _pump(self, gateway: int, now_s: float) -> None:
-        queue, part = self._queues[gateway], (1 - KEPT_RATIO) * math.ceil(SLOTS / self._num)
+        queue = self._queues[gateway]
         while (free := self._own(gateway) - self._out[gateway]) > 0:
-            ticket = queue.next(now_s, free, SLOTS, self._num - 1 if self._out[gateway] >= part else 0)
+            taken = max(self._out[gateway] - self._told[gateway], 0)
+            ticket = queue.next(now_s, free, SLOTS, (self._num - 1) * (1 + taken))
             if ticket is None:
                 return
             self._out[gateway] += 1

@@ -265,13 +265,21 @@ def test_whoever_has_credit_takes_the_last_slot() -> None:
     assert small.tenant == "small"
 
 
+def test_what_is_kept_for_other_gateways_is_no_more_than_half_and_nothing_where_nobody_has_credit() -> None:
+    queue = FairQueue(100)
+    spend(queue, "flood")
+    assert queue.kept_back("standard", 20, 63, LONG_S) == 0
+    queue.pass_by(ask("small"), LONG_S)
+    assert [queue.kept_back("standard", 20, shy, LONG_S) for shy in (0, 3, 63)] == [1, 4, 10]
+
+
 def test_a_lower_band_without_credit_leaves_slots_to_a_higher_one_and_not_the_other_way_round() -> None:
     queue = FairQueue(100)
     spend(queue, "low", band="batch")
     spend(queue, "high", band="interactive")
     queue.pass_by(ask("small", band="standard"), LONG_S)
-    assert queue.kept_back("batch", 20, LONG_S) == 1
-    assert queue.kept_back("interactive", 20, LONG_S) == 0
+    assert queue.kept_back("batch", 20, 0, LONG_S) == 1
+    assert queue.kept_back("interactive", 20, 0, LONG_S) == 0
 
 
 def test_the_only_two_requests_of_a_tenant_are_no_flood() -> None:
