@@ -63,13 +63,21 @@ def _see_return(run: Run) -> str | None:
     return f"{', '.join(said)} say that {run.lost} serves, and so does it" if set(said.values()) == {404} and well else None
 
 
+def _still_out(run: Run) -> list[str]:
+    """Other regions that are evacuated: each side of a partition may have left the other."""
+    controls = {region: run.seat.get(Control, (CONTROL, region)) for region in run.survivors}
+    return [region for region, control in controls.items() if control is not None and control.is_evacuated]
+
+
 def _see_thaw(run: Run) -> str | None:
+    if others := _still_out(run):
+        return f"floors are lifted; deploys stay refused until {', '.join(others)} is back too"
     freeze = run.seat.get(Freeze, (FREEZE, DEPLOYS))
     return "floors are lifted, deploys are allowed" if freeze is not None and not freeze.is_frozen else None
 
 
 def _end_items(run: Run) -> Sequence[Item]:
-    return [*lower_items(run), *thaw_items(run)]
+    return [*lower_items(run), *(() if _still_out(run) else thaw_items(run))]
 
 
 def _check_report(run: Run) -> str:

@@ -1,10 +1,10 @@
 """Whether a region is evacuated, as its neighbours' gateways tell health checks.
 
-Three answers. What cannot be read leaves things as they were; and so do controls that contradict each other. Nobody ever
-means to take every region out: a region that is evacuated itself has no say about another, and one that would be the second to
-go does not say so of itself. So of two evacuations the first holds and the second has no effect, and no gateway need know which
-regions there are. One that knows nothing yet says "serving": nobody is evacuated by silence
-(docs/decisions/0007-what-takes-a-region-out.md).
+Three answers. What cannot be read leaves things as they were. Nobody ever means to take every region out, so a region that is
+evacuated itself has a say about the first evacuation alone: of two the first holds and the second has no effect, and no gateway
+need know which regions there are. Which was first stands in the controls, so gateways agree whatever they said before: on the two
+sides of a partition, two operators may both have been obeyed until it healed. One that knows nothing yet says "serving": nobody
+is evacuated by silence (docs/decisions/0007-what-takes-a-region-out.md).
 """
 
 from __future__ import annotations
@@ -42,11 +42,10 @@ def decide_evacuated(controls: Mapping[str, Control] | None, region: str, here: 
         return Decision(Verdict.SERVING, "nobody has evacuated it")
     if not control.is_evacuated:
         return Decision(Verdict.SERVING, control.reason)
-    rivals = [it for it in controls.values() if it.is_evacuated and it.region != region]
-    if region == here and rivals:
-        return Decision(Verdict.UNSURE, f"{rivals[0].region} is evacuated as well")
-    if region != here and any(it.region == here for it in rivals):
-        return Decision(Verdict.UNSURE, f"{here}, where this is asked, is evacuated as well")
+    evacuated = [it for it in controls.values() if it.is_evacuated]
+    first = min(evacuated, key=lambda it: (it.at_s, it.region))
+    if first is not control and any(it.region == here for it in evacuated):
+        return Decision(Verdict.SERVING, f"{first.region} was evacuated first, and somebody must serve")
     return Decision(Verdict.EVACUATED, control.reason)
 
 

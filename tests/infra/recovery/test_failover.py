@@ -8,10 +8,13 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 from recovery_world import EAST, KEY, REGIONS, TABLE, WEST, World
 
 from infra.errors import UserError
 from infra.recovery import failback, failover, operations
+from infra.recovery.guard import explain
 from infra.recovery.record import Kind, RunLog, State, StepRecord
 from infra.recovery.runner import StepFailed
 from infra.recovery.step import Options, Run
@@ -99,6 +102,26 @@ def test_an_unfinished_failover_is_taken_back(world: World) -> None:
     world.recovery().failover(EAST, "now for good")
 
 
+def test_two_failovers_from_both_sides_of_a_partition_are_taken_back_one_after_the_other(world: World) -> None:
+    """Deploys stay refused until the second of them is back: its survivor carries everything."""
+    for lost, other in ((EAST, WEST), (WEST, EAST)):
+        world.down = {lost}
+        world.sleep(60)
+        world.recovery(seat=other).failover(lost, "nobody answers")
+    world.down.clear()
+    world.sleep(10)
+    for region in REGIONS:
+        assert {it for it in REGIONS if world.verdict(it, region) is Verdict.EVACUATED} == {EAST}, "it was the first"
+    recovery = world.recovery()
+    assert "deploys stay refused until us-east-2" in recovery.failback(WEST, "healed").step("lift").seen
+    assert world.items(EAST)["freeze", "deploys"]["is_frozen"]
+    world.sleep(10)
+    assert recovery.failback(EAST, "healed").step("lift").seen == "floors are lifted, deploys are allowed"
+    world.settle()
+    assert not world.items(EAST)["freeze", "deploys"]["is_frozen"]
+    assert world.controls(EAST) == world.controls(WEST) == {EAST: False, WEST: False}
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing after it runs."""
 
@@ -156,17 +179,29 @@ def test_a_failover_that_is_killed_after_any_write_goes_on_to_the_same_end(world
     """The incident: an operator's laptop dies between 'evacuated' and 'verified', and nobody knows what was done."""
     lose(world)
     world.recovery().failover(EAST, "power is out")
-    wanted, num_kills = end_state(world), 0
+    wanted, num_kills, places = end_state(world), 0, set()
     for num_writes in range(1, 60):
         _forget(world)
         killed = killed_after(world, num_writes, lambda sleep: world.recovery(sleep=sleep).failover(EAST, "power is out"))
         if not killed:
             break
         num_kills += 1
+        places.add(_place(world))
         world.sleep(40)  # the lease of a process that is gone runs out
         _go_on(world)
         assert end_state(world) == wanted, f"killed after write {num_writes}"
     assert num_kills > 20
+    assert places == {(name, state) for name in NAMES[Kind.FAILOVER] for state in (State.RUNNING, State.DONE)} | {
+        ("", State.PENDING)
+    }
+
+
+def _place(world: World) -> tuple[str, State]:
+    """The step that the run is in, or the last that is done; the place before them all has no name."""
+    record = world.recovery().status(EAST)
+    assert record is not None
+    begun = [step for step in record.steps if step.state is not State.PENDING]
+    return (begun[-1].name, begun[-1].state) if begun else ("", State.PENDING)
 
 
 def _go_on(world: World) -> None:
@@ -305,6 +340,65 @@ def test_a_second_operator_is_told_who_runs_it(world: World, monkeypatch: pytest
 
     assert world.recovery(on_step=meanwhile).failover(EAST, "power is out").state is State.DONE
     assert len(seen) == 1
+
+
+def test_of_two_operators_who_begin_at_once_one_is_told_and_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have read that there is no run; the record's first write decides."""
+    lose(world)
+    slower = world.recovery(by="lee")
+    assert killed_after(world, 1, lambda sleep: world.recovery(sleep=sleep).failover(EAST, "power is out"))
+    before = world.items(WEST)
+    with monkeypatch.context() as patch:
+        patch.setattr(slower, "status", lambda lost: None)
+        with pytest.raises(UserError, match="somebody else has taken up run") as caught:
+            slower.failover(EAST, "x")
+    assert "\n" not in caught.value.message and caught.value.hint
+    assert world.items(WEST) == before
+
+
+@pytest.mark.parametrize("num_calls", [0, 9, 18, 27])
+def test_credentials_that_expire_are_one_line_and_the_same_command_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, num_calls: int
+) -> None:
+    lose(world)
+    left, call = num_calls, BaseClient._make_api_call
+
+    def expiring(client: Any, operation: str, arguments: Any) -> Any:
+        nonlocal left
+        if client._service_model.service_name == "dynamodb" and operation != "Scan":
+            left -= 1
+            if left < 0:
+                raise ClientError({"Error": {"Code": "ExpiredTokenException", "Message": "x"}}, operation)
+        return call(client, operation, arguments)
+
+    recovery = world.recovery(sleep=lambda seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseClient, "_make_api_call", expiring)
+        with pytest.raises(UserError, match="the AWS credentials have expired") as caught:
+            recovery.failover(EAST, "power is out")
+    assert "\n" not in caught.value.message and "the same command" in str(caught.value.hint)
+    world.sleep(40)
+    assert world.recovery().failover(EAST, "power is out").state is State.DONE
+
+
+def _refused(code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": "why"}}, "GetItem")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (_refused("ExpiredTokenException"), "t: the AWS credentials have expired"),
+        (_refused("RequestTimeTooSkewed"), "t: this machine's clock is wrong"),
+        (_refused("ResourceNotFoundException"), "t: there is no such table"),
+        (_refused("AccessDeniedException"), "t: AccessDeniedException: why"),
+        (NoCredentialsError(), "t: no AWS credentials"),
+        (EndpointConnectionError(endpoint_url="https://x"), 't: Could not connect to the endpoint URL: "https://x"'),
+    ],
+)
+def test_what_aws_refuses_is_told_with_what_to_do(error: ClientError | BotoCoreError, told: str) -> None:
+    explained = explain(error, "t")
+    assert explained.message == told and explained.hint
 
 
 def test_the_lease_of_a_process_that_is_gone_is_taken_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
