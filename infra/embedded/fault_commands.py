@@ -1,4 +1,4 @@
-"""`flotilla fault`: takes a local region's power, or its way to AWS, and gives them back."""
+"""`flotilla fault`: takes a local region's power, its way to AWS, or its neighbours, and gives them back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.embedded.state import State
 from serving.errors import UserError
 from serving.target import state_dir
 
-fault = typer.Typer(no_args_is_help=True, help="Harm a region on this machine, to see what follows: kill, cut, heal.")
+fault = typer.Typer(no_args_is_help=True, help="Harm a region on this machine, to see what follows: kill, cut, partition, heal.")
 RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="A region that is up here.")]
 
 
@@ -49,6 +49,17 @@ def cut(
 
 
 @fault.command()
+def partition(region: RegionArgument, state: StateOption = None) -> None:
+    """Let nothing pass between the region and the others within AWS: neither calls nor replication. All go on serving."""
+    folder = _folder(state, region)
+    others = sorted(_up(folder) - {region})
+    if not others:
+        raise UserError(f"{region} is up alone here", "start another with `flotilla up --region us-east-2 --region us-west-2`")
+    faults.partition(folder, region, others)
+    typer.echo(f"nothing passes between {region} and {', '.join(others)}; `flotilla fault heal` each of them to end it")
+
+
+@fault.command()
 def heal(region: RegionArgument, state: StateOption = None) -> None:
     """End every fault of the region: it has power and its way to AWS again."""
     faults.heal(_folder(state, region), [region])
@@ -62,8 +73,12 @@ def _folder(state: Path | None, region: str) -> State:
         UserError: nothing is up, or not this region.
     """
     folder = State(state or state_dir())
-    known = {workload.region for workload in folder.desired().workloads} - {""} if folder.agent_pid() else set()
+    known = _up(folder)
     if region not in known:
         up = ", ".join(sorted(known)) or "nothing"
         raise UserError(f"{region} is not up here ({up} is)", f"start it with `flotilla up --region {region}`")
     return folder
+
+
+def _up(folder: State) -> set[str]:
+    return {workload.region for workload in folder.desired().workloads} - {""} if folder.agent_pid() else set()
