@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-limits drill-region drill-scaling drill-scenes drill-fairness drill-overload bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
+.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-limits drill-region drill-partition drill-scaling drill-scenes drill-fairness drill-overload bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -83,6 +83,8 @@ drill-region: .venv/.flotilla-dev       ## one of two regions is lost under load
 
 drill-scenes: .venv/.flotilla-dev       ## a region's cache is lost, its engines turn slow, a third of it is killed: three drills
 	@for drill in cache-loss slow-region az-loss; do $(BIN)/flotilla drill $$drill $(ARGS) || exit 1; done
+drill-partition: .venv/.flotilla-dev    ## nothing passes between two regions that serve and write; then their ledgers and controls must agree
+	@$(BIN)/flotilla drill partition $(ARGS)
 
 drill-scaling: .venv/.flotilla-dev kube-assets   ## one load for the simulated policy, the real KEDA and HPA, and the local scaler
 	@$(BIN)/python -m tests.drills.drill_scaling $(ARGS)

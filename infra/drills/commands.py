@@ -71,6 +71,35 @@ def region_loss(
     _finish("region-loss", "a region is lost", title, begun(story), marks(story), judged(story), seed, report, console)
 
 
+@drill.command("partition")
+def partition(
+    per_s: PerSOption = 30.0,
+    seconds: Annotated[float, typer.Option(min=20, max=1800, help="How long nothing passes between the regions.")] = 300.0,
+    seed: SeedOption = 1,
+    report: ReportOption = None,
+    keep: KeepOption = False,
+) -> None:
+    """Nothing passes between the regions within AWS; both serve and write, and two operators act. About seven minutes.
+
+    Cut are calls to the other region's AWS, and the replication of tables and buckets.
+    """
+    from infra.drills.live import LiveView
+    from infra.drills.partition import Size, drill
+    from infra.drills.partition_figures import begun, judged, marks
+    from infra.drills.two_regions import two_regions
+
+    console = Console(soft_wrap=True)
+    with LiveView(console) as view:
+        view.say("two regions of twins start")
+        with two_regions(keep=keep) as regions:
+            if keep:
+                view.say(f"they are in {regions.root}")
+            story = drill(regions, Size(seconds, per_s, seed), view)
+    title = "partition: nothing passes between us-east-2 and us-west-2, under load"
+    parts, heading = judged(story), "two regions are cut off from each other"
+    _finish("partition", heading, title, begun(story), marks(story), parts, seed, report, console)
+
+
 @drill.command("cache-loss")
 def cache_loss(
     per_s: PerSOption = 25.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +20,14 @@ class Part:
     def show(self, what: str, name: str, value: Any, holds: bool | None = None) -> None:
         """A line of the table, and a figure of the last line."""
         self.figures[name] = value
-        self.rows.append((what, f"{value:,}" if isinstance(value, int) else str(value), holds))
+        self.rows.append((what, f"{value:,}" if type(value) is int else str(value), holds))
 
     @property
     def holds(self) -> bool:
         return all(holds is not False for _, _, holds in self.rows)
 
 
-def table_of(parts: list[Part]) -> Table:
+def table_of(parts: Sequence[Part]) -> Table:
     """All of it, for people."""
     table = Table("part", "what", "shown", "holds", title_justify="left")
     for part in parts:

@@ -12,11 +12,10 @@ Route 53, the time to live of its records, and the bound of S3's replication tim
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,12 +27,12 @@ from infra.drills.figures import Part
 from infra.drills.judge import Verdict
 from infra.drills.live import LiveView
 from infra.drills.load import Asked, Load
+from infra.drills.session import Session, on_uvloop, served_ratio, since
 from infra.drills.timeline import Mark
 from infra.drills.two_regions import REGIONS, Holdings, TwoRegions, wait
 from infra.embedded import edge
 from infra.recovery.record import RunRecord
 from policies.failover.rotation import CHECK_FAILURES, CHECK_PERIOD_S, CONTROL_FAILURES, RECORD_TTL_S
-from serving.errors import UserError
 from serving.gateway import admin_client
 from serving.metering.rows import LedgerRow
 
@@ -97,9 +96,10 @@ class RegionLoss:
     """One drill of two regions that are up."""
 
     def __init__(self, regions: TwoRegions, size: Size, view: LiveView) -> None:
-        self._regions, self._size, self._view = regions, size, view
+        self._regions, self._size, self._session = regions, size, Session(regions, view)
         self._lost, self._survivor = REGIONS
-        self.story = Story()
+        self._mark, self._say = self._session.mark, self._session.say
+        self.story = Story(marks=self._session.marks)
 
     async def run(self) -> Story:
         """Everything, in order.
@@ -112,9 +112,7 @@ class RegionLoss:
         target = self._regions.target
         await asyncio.to_thread(admin_client.ensure_tenant, target, TENANT)
         load = Load(host, port, [target.api_key], size.seed)
-        self._view.load = load
-        side = asyncio.create_task(self._follow())
-        try:
+        async with self._session.load(load) as following:
             if size.per_s is None:
                 await self._learn(load)
             story.per_s = size.per_s or LOAD_SHARE * min(story.bears_per_s, story.survivor_bears_per_s)
@@ -122,19 +120,15 @@ class RegionLoss:
             asking = asyncio.create_task(load.run(story.per_s, stop))
             try:
                 await self._under_load(load)
-                for task in (side, asking):
+                for task in (following, asking):
                     if task.done():
                         task.result()  # what was asked, or what twins told, is not all of it: no figure would be true
             finally:
                 stop.set()
                 await asking
             story.asked = load.asked
-            await self._judge()
-        finally:
-            side.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await side
-            load.close()
+            story.rows, story.verdict = await held(self._regions, self._survivor, story.asked)
+            self._say(f"{len(story.rows):,} rows in the ledger, {story.verdict.counts['lost']} requests without one")
         if size.kills:
             await self._with_kills()
         return story
@@ -164,7 +158,7 @@ class RegionLoss:
         await asyncio.sleep(max(GRACE_S + 5.0, ALONE_S * seconds))
         story.failover_s = time.monotonic()
         self._mark("failover run")
-        story.failover = await self._flotilla("run", self._lost, "--reason", "drill")
+        story.failover = await self._session.flotilla("run", self._lost, "--reason", "drill")
         self._mark("failover over")
         story.failover_record = await asyncio.to_thread(failover_runs.record_of, regions, self._lost)
         story.ends.append(await asyncio.to_thread(failover_runs.end_state, regions, self._lost, self._survivor))
@@ -184,7 +178,7 @@ class RegionLoss:
         )
         await asyncio.sleep(5.0)  # its gateways report every few seconds: failback refuses a region that has not
         self._mark("failback")
-        story.failback = await self._flotilla("failback", self._lost)
+        story.failback = await self._session.flotilla("failback", self._lost)
         self._mark("failback over")
 
     async def _with_kills(self) -> None:
@@ -197,35 +191,10 @@ class RegionLoss:
         story.kills = await failover_runs.run_killed(regions, self._lost, self._say)
         story.ends.append(await asyncio.to_thread(failover_runs.end_state, regions, self._lost, self._survivor))
 
-    async def _judge(self) -> None:
-        story = self.story
-        story.rows, story.verdict = await held(self._regions, self._survivor, story.asked)
-        self._say(f"{len(story.rows):,} rows in the ledger, {story.verdict.counts['lost']} requests without one")
-
     def _unshipped(self, asked: Sequence[Asked], after: Holdings) -> list[str]:
         rows = {json.loads(row).get("request_id", "") for row in after.rows.values()}
         began = {one.seen.request_id for one in asked if one.seen.status == 200 and one.began_s < self.story.lost_s + GRACE_S}
         return sorted(began - rows - {""})
-
-    async def _follow(self) -> None:
-        """Asks twins for what they know while they live, and moves the view."""
-        while True:
-            await asyncio.to_thread(self._regions.poll_twins)
-            self._view.tick()
-            await asyncio.sleep(POLL_TWINS_S)
-
-    async def _flotilla(self, *arguments: str) -> Ran:
-        ran = await failover_runs.run(self._regions, *arguments, on_line=lambda line: self._say(f"  {line}"))
-        if ran.exit_code:
-            raise UserError(f"flotilla failover {' '.join(arguments)} exited with {ran.exit_code}: {ran.last_line}")
-        return ran
-
-    def _mark(self, what: str) -> None:
-        self.story.marks.append((time.monotonic(), what))
-        self._say(what)
-
-    def _say(self, line: str) -> None:
-        self._view.say(line)
 
 
 def drill(regions: TwoRegions, size: Size, view: LiveView) -> Story:
@@ -234,14 +203,7 @@ def drill(regions: TwoRegions, size: Size, view: LiveView) -> Story:
     Raises:
         UserError: a step of it could not be done.
     """
-    return _on_uvloop(lambda: RegionLoss(regions, size, view).run())
-
-
-def _on_uvloop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(make())
+    return on_uvloop(lambda: RegionLoss(regions, size, view).run())
 
 
 def judged(story: Story) -> list[Part]:
@@ -258,11 +220,7 @@ def begun(story: Story) -> list[tuple[float, bool]]:
 
 def marks(story: Story) -> list[Mark]:
     """What was done, from the loss."""
-    return [Mark(at_s - story.lost_s, what) for at_s, what in story.marks]
-
-
-def _share(some: Sequence[tuple[float, bool]]) -> float:
-    return sum(is_served for _, is_served in some) / len(some) if some else 0.0
+    return since(story.lost_s, story.marks)
 
 
 def _requests(story: Story) -> Part:
@@ -277,19 +235,19 @@ def _requests(story: Story) -> Part:
     part.show("asked, requests/s: 60 % of the lesser, if not told otherwise", "load_per_s", round(story.per_s, 1))
     part.show("in flight at the loss", "num_in_flight_at_loss", story.num_running_at_loss)
     part.show("begun in all", "num_requests", len(all_))
-    part.show("served before the loss", "served_before_ratio", round(_share(before), 5))
-    part.show("served of those begun in the first 10 s", "served_within_10_s_ratio", round(_share(within), 5))
+    part.show("served before the loss", "served_before_ratio", round(served_ratio(before), 5))
+    part.show("served of those begun in the first 10 s", "served_within_10_s_ratio", round(served_ratio(within), 5))
     for second in range(int(GRACE_S)):
         some = [one for one in within if second <= one[0] < second + 1]
-        part.show(f"  in second {second + 1}", f"served_in_second_{second + 1}_ratio", round(_share(some), 3))
-    served = _share(alone)
+        part.show(f"  in second {second + 1}", f"served_in_second_{second + 1}_ratio", round(served_ratio(some), 3))
+    served = served_ratio(alone)
     part.show(
         "served of those begun later, by health checks alone (≥ 99.9 %)",
         "served_alone_ratio",
         round(served, 5),
         served >= MIN_SERVED,
     )
-    served = _share(later)
+    served = served_ratio(later)
     part.show(
         "served of all begun later, failback included (≥ 99.9 %)", "served_later_ratio", round(served, 5), served >= MIN_SERVED
     )

@@ -8,13 +8,10 @@ how long, and what must hold. Nothing asks a gateway for the truth.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import uvloop
 
 from infra.drills.bills import bills, held
 from infra.drills.figures import Part
@@ -22,6 +19,7 @@ from infra.drills.judge import Verdict
 from infra.drills.live import LiveView
 from infra.drills.load import Asked, Load
 from infra.drills.region_loss import MIN_SERVED, time_until
+from infra.drills.session import Session, on_uvloop, since
 from infra.drills.timeline import Mark
 from infra.drills.two_regions import REGIONS, TwoRegions
 from serving.metering.rows import LedgerRow
@@ -29,7 +27,6 @@ from serving.metering.rows import LedgerRow
 BEFORE_S, AFTER_S = 15.0, 10.0
 GRACE_S = 10.0
 """What begins later than that after the harm is held to `MIN_SERVED`."""
-POLL_TWINS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Play:
 
     def timeline(self) -> list[Mark]:
         """What was done, from the harm."""
-        return [Mark(at_s - self.harmed_s, what) for at_s, what in self.marks]
+        return since(self.harmed_s, self.marks)
 
     def region_of(self) -> dict[str, str]:
         """By request, the region that billed it."""
@@ -112,8 +109,7 @@ def play_scene(scene: Scene, regions: TwoRegions, size: Size, view: LiveView) ->
         UserError: a step of it could not be done.
     """
     play = Play(regions, size, view)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_play(scene, play))
+    on_uvloop(lambda: _play(scene, play))
     return play
 
 
@@ -121,37 +117,26 @@ async def _play(scene: Scene, play: Play) -> None:
     size, regions = play.size, play.regions
     await scene.prepare(play)
     load = Load(*regions.edge, [regions.target.api_key], size.seed)
-    play.view.load = load
-    side, stop = asyncio.create_task(_follow(play)), asyncio.Event()
-    play.mark(f"load: {size.per_s:.0f} requests/s")
-    asking = asyncio.create_task(load.run(size.per_s, stop))
-    try:
-        await scene.under_load(play)
-        await asyncio.sleep(BEFORE_S * size.seconds)
-        play.harmed_s = time.monotonic()
-        await scene.harm(play)
-        play.mended_s = time.monotonic()
-        await asyncio.sleep(AFTER_S * size.seconds)
-        for task in (side, asking):
-            if task.done():
-                task.result()  # what was asked, or what twins told, is not all of it: no figure would be true
-    finally:
-        stop.set()
-        await asyncio.gather(asking, scene.close(play), return_exceptions=True)
-        side.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await side
-        load.close()
+    async with Session(regions, play.view).load(load) as following:
+        stop = asyncio.Event()
+        play.mark(f"load: {size.per_s:.0f} requests/s")
+        asking = asyncio.create_task(load.run(size.per_s, stop))
+        try:
+            await scene.under_load(play)
+            await asyncio.sleep(BEFORE_S * size.seconds)
+            play.harmed_s = time.monotonic()
+            await scene.harm(play)
+            play.mended_s = time.monotonic()
+            await asyncio.sleep(AFTER_S * size.seconds)
+            for task in (following, asking):
+                if task.done():
+                    task.result()  # what was asked, or what twins told, is not all of it: no figure would be true
+        finally:
+            stop.set()
+            await asyncio.gather(asking, scene.close(play), return_exceptions=True)
     play.asked = load.asked
     play.view.say("every bill is held against what clients and twins saw")
     play.rows, play.verdict = await held(regions, play.other, [*play.asked, *play.others])
-
-
-async def _follow(play: Play) -> None:
-    while True:
-        await asyncio.to_thread(play.regions.poll_twins)
-        play.view.tick()
-        await asyncio.sleep(POLL_TWINS_S)
 
 
 def judged(scene: Scene, play: Play) -> list[Part]:

@@ -42,6 +42,7 @@ Kubernetes and no control plane of AWS. Every command may be interrupted, killed
 | it was a mistake, and the run is not over | `flotilla failover abort REGION` |
 | it was a mistake, and the run is over | `flotilla failover failback REGION` |
 | two regions look bad | one at a time. The second evacuation has no effect while the first holds: somebody must serve |
+| two regions were failed over at once, as neither could see the other | nothing is lost: health checks send to both until they see each other, then the first is out. `failback` of the second, then of the first |
 | `credentials have expired`, `clock is wrong` | what it says; then the same command again |
 
 ## What it writes
@@ -66,13 +67,15 @@ DRILLS = """\
 ```console
 $ flotilla drill region-loss                                          # two regions of twins of their own, under load; about three minutes
 $ flotilla drill region-loss --kills                                  # and `run` is killed within and after every step; about two more
+$ flotilla drill partition                                            # nothing passes between the two for five minutes; both are failed over
 $ flotilla drill slow-region                                          # a region that answers, slowly: health checks stay, `run` ends it
 $ flotilla drill cache-loss                                           # less than a region: nothing to be done; likewise az-loss
 ```
 
-It takes one region's power and its AWS, runs this runbook as a process of its own, gives the region back and holds every bill against what
-clients and twins saw. It prints a table, writes a report with a timeline, and exits 1 where a promise does not hold. What AWS adds to health
-checks, names and replication is on a simulated clock, and marked so. Step by step, on regions that you have up:
+The first takes one region's power and its AWS, runs this runbook as a process of its own, gives the region back and holds every bill against
+what clients and twins saw. In a partition two operators, one on each side, leave each other's region. Each prints a table, writes a report with
+a timeline, and exits 1 where a promise does not hold. What AWS adds to health checks, names and replication is on a simulated clock, and marked
+so. Step by step, on regions that you have up:
 
 ```console
 $ flotilla up --region us-east-2 --region us-west-2 --engine twin     # two regions on this machine
@@ -82,9 +85,9 @@ $ flotilla failover run us-east-2 --reason drill
 $ flotilla failover failback us-east-2
 ```
 
-`flotilla fault kill us-east-2` and `flotilla fault cut us-west-2 --of us-east-2` harm one of them, `flotilla fault heal` ends it. The emulated AWS is one
-process for both regions: a cut stands for its loss. In production, drill by `run` and `failback` of a region that is well, at a quiet hour: it
-drains, for {drain:.0f} s at most, and nothing is cut. Backups are drilled by `flotilla restore ledger|registry --drop` and
+`flotilla fault kill us-east-2`, `flotilla fault cut us-west-2 --of us-east-2` and `flotilla fault partition us-west-2` harm one of them,
+`flotilla fault heal` ends it. The emulated AWS is one process for both regions: a cut stands for its loss. In production, drill by `run` and
+`failback` of a region that is well, at a quiet hour: it drains, for {drain:.0f} s at most, and nothing is cut. Backups are drilled by `flotilla restore ledger|registry --drop` and
 `flotilla restore state --dry-run` ([when to use which](operations.md#restore-from-a-backup)). The unit tests lose a region, kill the run after every write, and plant forbidden
 calls (`tests/infra/recovery/`).
 """
