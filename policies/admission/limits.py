@@ -148,6 +148,8 @@ class Decision:
     """Of budgets, less what running requests hold."""
     held_nano_usd: int = 0
     """What they hold."""
+    seats_left: int = UNLIMITED
+    """Of requests at once."""
     bound_by: Reason = "admitted"
     """The budget that granted less than was wanted."""
 
@@ -192,9 +194,57 @@ def reserve(
 
     Example: at 60 requests a minute a request costs one second. Sixty at once are let in; the 61st waits 1 s.
     """
+    decisions, states = reserve_all([(state, limits)], cost, lease=lease, now_us=now_us, lease_us=lease_us, window=window)
+    return decisions[0], states[0]
+
+
+def reserve_all(
+    accounts: Sequence[tuple[State, Limits]],
+    cost: Cost,
+    *,
+    lease: str,
+    now_us: float,
+    lease_us: float,
+    window: Window,
+) -> tuple[list[Decision], list[State]]:
+    """Let in one request by all accounts, a tenant's and its key's, or by none. Each is granted what the least of them grants.
+
+    Where one refuses, the others' decisions say `admitted` and what they have left: the request is let in where all say so.
+    """
+    weighed = [_weigh(state, limits, cost, now_us, window) for state, limits in accounts]
+    all_limits = [limits for _, limits in accounts]
+    if any(one.reason != "admitted" for one in weighed):
+        pairs = zip(weighed, all_limits, strict=True)
+        decisions = [_decision(one.reason, one.wait_us, limits, one.state, now_us) for one, limits in pairs]
+        return decisions, [one.state for one in weighed]
+    granted = min(one.granted_nano_usd for one in weighed)
+    decisions, states = [], []
+    for one, limits in zip(weighed, all_limits, strict=True):
+        leases = dict(one.state.leases)
+        if limits.has_leases:
+            leases[lease] = Lease(now_us + lease_us, granted if limits.has_budget else 0)
+        taken = State(_charged(one.state.tats_us, limits, cost, now_us), leases, one.state.spent)
+        decision = _decision("admitted", 0.0, limits, taken, now_us)
+        decisions.append(replace(decision, granted_nano_usd=granted, bound_by=one.bound_by))
+        states.append(taken)
+    return decisions, states
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """What an account says of a request, and its state without what has run out."""
+
+    state: State
+    reason: Reason
+    wait_us: float
+    granted_nano_usd: int
+    bound_by: Reason
+
+
+def _weigh(state: State, limits: Limits, cost: Cost, now_us: float, window: Window) -> _Weighed:
     state = replace(state, leases={name: held for name, held in state.leases.items() if held.expires_us > now_us})
     if limits.has_budget and state.spent is None:
-        return _decision("unseeded", 0.0, limits, state, now_us), state
+        return _Weighed(state, "unseeded", 0.0, 0, "admitted")
     if state.spent is not None and limits.has_budget:
         state = replace(state, spent=state.spent.at(window))
     tats_us = _charged(state.tats_us, limits, cost, now_us)
@@ -219,14 +269,8 @@ def reserve(
         is_spent = left + held < cost.least_nano_usd
         waits_us[name] = 0.0 if left >= cost.least_nano_usd else window_left_us if is_spent else BUSY_RETRY_S * 1e6
     refusals: list[Reason] = [reason for reason, wait_us in waits_us.items() if wait_us > 0]
-    if refusals:
-        return _decision(refusals[0], max(waits_us.values()), limits, state, now_us), state
-    leases = dict(state.leases)
-    if limits.has_leases:
-        leases[lease] = Lease(now_us + lease_us, granted if limits.has_budget else 0)
-    taken = State(tats_us, leases, state.spent)
-    decision = _decision("admitted", 0.0, limits, taken, now_us)
-    return replace(decision, granted_nano_usd=granted, bound_by=bound_by), taken
+    reason: Reason = refusals[0] if refusals else "admitted"
+    return _Weighed(state, reason, max(waits_us.values()), granted, bound_by)
 
 
 def settle(state: State, limits: Limits, change: Cost, *, lease: str, now_us: float, window: Window) -> State:
@@ -293,4 +337,5 @@ def _decision(reason: Reason, wait_us: float, limits: Limits, state: State, now_
         for tat_us, cap in zip(state.tats_us, limits.per_min, strict=True)
     )
     day, month = _left(state, limits)
-    return Decision(reason, wait_us / 1e6, remaining, 0, day, month, _held(state) if limits.has_budget else 0)
+    seats = UNLIMITED if limits.concurrency is None else max(0, limits.concurrency - len(state.leases))
+    return Decision(reason, wait_us / 1e6, remaining, 0, day, month, _held(state) if limits.has_budget else 0, seats)

@@ -81,6 +81,9 @@ class NewTenant(TenantChange):
     id: Annotated[str, Field(pattern=f"^{TENANT_ID.pattern}$")]
 
 
+KeyLimit = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+
 class NewKey(BaseModel):
     """A key to be made."""
 
@@ -90,6 +93,9 @@ class NewKey(BaseModel):
     expires_in_s: Annotated[int, Field(ge=60, le=10 * 366 * 86_400)] | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
     budget_share_percent: Annotated[int, Field(ge=1, le=100)] | None = None
+    requests_per_min: KeyLimit | None = None
+    tokens_per_min: KeyLimit | None = None
+    concurrency: KeyLimit | None = None
 
 
 class Rotation(BaseModel):
@@ -153,7 +159,7 @@ def build_router(settings: GatewaySettings, parts: Callable[[], AdminParts | Non
     def create_key(tenant_id: str, new: NewKey, admin: AdminParts = allowed, by: str = by_whom) -> dict[str, Any]:
         check_terms(settings, Terms(models=None if new.models is None else tuple(new.models)))
         secret = keys.mint()
-        scopes: dict[str, Any] = {"budget_share_percent": new.budget_share_percent}
+        scopes = new.model_dump(include={"budget_share_percent", "requests_per_min", "tokens_per_min", "concurrency"})
         if new.expires_in_s is not None:
             scopes["expires_at_ms"] = time.time_ns() // 1_000_000 + new.expires_in_s * 1000
         if new.models is not None:

@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from policies.admission.guesses import Guesses
 from serving.gateway import errors, keys
+from serving.gateway.accounts import Account, accounts_of
 from serving.gateway.errors import ApiError
 from serving.gateway.tenants import KeyRecord, Tenant
 
@@ -55,8 +56,8 @@ class Principal:
     key_id: str
     cache_salt: str
     """Keeps the tenant's caches apart from others', but for those of its trust group. Hex, so an engine takes it as it is."""
-    budget_share_percent: int | None = None
-    """Of its tenant's budgets, what this key may spend; None: all."""
+    accounts: tuple[Account, ...] = ()
+    """Whose limits its requests count against."""
 
 
 @dataclass
@@ -194,7 +195,7 @@ class Authenticator:
         if found is None or found[0].key.revoked_at_ms is not None:
             return None
         key, tenant = found[0].key, found[1]
-        return Principal(key.narrowed(tenant), key.key_id, self.salt_of(tenant), key.budget_share_percent)
+        return Principal(key.narrowed(tenant), key.key_id, self.salt_of(tenant), accounts_of(tenant, key))
 
 
 def _salt_of(secret: bytes, tenant: Tenant) -> str:

@@ -172,6 +172,9 @@ def create_key(
     budget_share: Annotated[
         int | None, typer.Option(min=1, max=100, metavar="PERCENT", help="Of each of its tenant's budgets; all if left out.")
     ] = None,
+    requests_per_min: Annotated[int | None, typer.Option(min=1, help="A limit of its own, beside its tenant's.")] = None,
+    tokens_per_min: Annotated[int | None, typer.Option(min=1, help="The same of tokens of prompts and answers.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="The same of requests at once.")] = None,
     as_json: Json = False,
     env: Env = LOCAL,
 ) -> None:
@@ -186,6 +189,8 @@ def create_key(
         scopes["models"] = [one.strip() for one in models.split(",")]
     if budget_share is not None:
         scopes["budget_share_percent"] = budget_share
+    own = {"requests_per_min": requests_per_min, "tokens_per_min": tokens_per_min, "concurrency": concurrency}
+    scopes |= {name: limit for name, limit in own.items() if limit is not None}
     _show_new_key(admin_client.create_key_record(load_target(env), tenant, name=name, **scopes), as_json)
 
 
@@ -212,13 +217,18 @@ def list_keys(tenant: TenantName, as_json: Json = False, env: Env = LOCAL) -> No
     if as_json:
         _print_json(found)
         return
-    table = Table("key id", "name", "created", "expires", "revoked", "models", "budget", "replaces", box=None)
+    table = Table("key id", "name", "created", "expires", "revoked", "models", "budget", "limits", "replaces", box=None)
     for key in found:
         times = [_time(key[name]) for name in ("created_at_ms", "expires_at_ms", "revoked_at_ms")]
         share = key["budget_share_percent"]
-        scopes = [", ".join(key["models"] or ["all"]), "all" if share is None else f"{share} %"]
+        scopes = [", ".join(key["models"] or ["all"]), "all" if share is None else f"{share} %", _own_limits(key)]
         table.add_row(key["key_id"], key["name"] or "–", *times, *scopes, key["replaces"] or "–")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _own_limits(key: dict[str, Any]) -> str:
+    names = {"requests_per_min": "requests/min", "tokens_per_min": "tokens/min", "concurrency": "at once"}
+    return ", ".join(f"{key[name]} {unit}" for name, unit in names.items() if key[name] is not None) or "–"
 
 
 @keys_app.command("revoke")

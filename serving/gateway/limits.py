@@ -28,16 +28,26 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from policies.admission import gcra, limits_lua
-from policies.admission.limits import NANO_PER_MICRO, Cost, Decision, Limits, Reason, Spent, State, exceeds_burst, share_of
-from policies.admission.limits import reserve as decide_reserve
+from policies.admission.limits import (
+    NANO_PER_MICRO,
+    Cost,
+    Decision,
+    Limits,
+    Reason,
+    Spent,
+    State,
+    exceeds_burst,
+    reserve_all,
+    share_of,
+)
 from policies.admission.limits import settle as decide_settle
 from serving.gateway import limit_answers
+from serving.gateway.accounts import Account
 from serving.gateway.budgets import Budgets, window_at
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Headers
 from serving.gateway.limits_cache import CacheFailure, ScriptCalls
 from serving.gateway.metrics import Metrics
-from serving.gateway.tenants import Tenant
 
 log = structlog.get_logger()
 
@@ -64,10 +74,9 @@ _WARM_UP_S = 1.0
 
 @dataclass(frozen=True)
 class Reservation:
-    """What a request holds of its tenant's limits."""
+    """What a request holds of the limits of its tenant and key."""
 
-    tenant: str
-    limits: Limits
+    accounts: tuple[Account, ...]
     lease: str
     cost: Cost
     is_local: bool
@@ -81,9 +90,9 @@ class Reservation:
 
 @dataclass
 class _Local:
-    """A tenant without the cache: this gateway's share of its limits, and what was taken of it."""
+    """An account without the cache: this gateway's share of its limits, and what was taken of it."""
 
-    limits: Limits
+    account: Account
     share: Limits
     state: State
     told_us: tuple[float, ...]
@@ -121,27 +130,30 @@ class Limiter:
         self._healing: asyncio.Task[None] | None = None
         self._local: dict[str, _Local] = {}
         self._told_us: dict[str, tuple[float, ...]] = {}
-        """By tenant, what the cache last told of rates, or what was owed when it was back: a cache that comes and goes must not
+        """By account, what the cache last told of rates, or what was owed when it was back: a cache that comes and goes must not
         mean a fresh share each time."""
         self._held: dict[str, Reservation] = {}
 
-    async def reserve(self, tenant: Tenant, lease: str, cost: Cost) -> Reservation | None:
-        """Let a request of up to this cost in; None where the tenant has no limits. `lease` names the request.
+    async def reserve(self, accounts: tuple[Account, ...], lease: str, cost: Cost) -> Reservation | None:
+        """Let a request of up to this cost in, by all of its accounts or by none; None where it has none. `lease` names the
+        request.
 
         Raises:
             ApiError: `rate_limit_exceeded` or `insufficient_quota` with Retry-After, `request_exceeds_limit`, or
                 `budget_unknown`.
         """
-        limits = tenant.limits
-        if limits.is_unlimited:
+        if not accounts:
             return None
-        if (reason := exceeds_burst(limits, cost)) is not None:
-            raise limit_answers.never_fits(limits, reason, cost)
-        decision, is_local = await self._decide(tenant.id, limits, lease, cost)
-        headers = limit_answers.headers(limits, decision)
-        if not decision.is_admitted:
-            raise limit_answers.refusal(limits, decision, headers)
-        reservation = Reservation(tenant.id, limits, lease, cost, is_local, decision.granted_nano_usd, decision.bound_by, headers)
+        for account in accounts:
+            if (reason := exceeds_burst(account.limits, cost)) is not None:
+                raise limit_answers.never_fits(account, reason, cost)
+        decisions, is_local = await self._decide(accounts, lease, cost)
+        headers = limit_answers.headers(accounts, decisions, window_at(time.time()))
+        if not all(decision.is_admitted for decision in decisions):
+            raise limit_answers.refusal(accounts, decisions, headers)
+        granted = decisions[0].granted_nano_usd
+        bound_by: Reason = next((one.bound_by for one in decisions if one.bound_by != "admitted"), "admitted")
+        reservation = Reservation(accounts, lease, cost, is_local, granted, bound_by, headers)
         self._held[lease] = reservation
         return reservation
 
@@ -154,14 +166,17 @@ class Limiter:
             output_tokens=used.output_tokens - reservation.cost.output_tokens,
             nano_usd=used.nano_usd,
         )
-        local = self._local.get(reservation.tenant) if reservation.is_local else None
-        if local is not None:
-            local.state = decide_settle(
-                local.state, local.share, change, lease=reservation.lease, now_us=_now_us(), window=window_at(time.time())
-            )
-        elif not self.is_local:
+        settled, window = set(), window_at(time.time())
+        for account in reservation.accounts if reservation.is_local else ():
+            if (local := self._local.get(account.name)) is not None:
+                settled.add(account)
+                local.state = decide_settle(
+                    local.state, local.share, change, lease=reservation.lease, now_us=_now_us(), window=window
+                )
+        others = [account for account in reservation.accounts if account not in settled]
+        if others and not self.is_local:
             with suppress(*CacheFailure):
-                await self._put("settle", reservation.tenant, reservation.limits, change, reservation.lease)
+                await self._put("settle", others, change, reservation.lease)
 
     async def warm_up(self) -> None:
         """Open the connections and load the script. A cache that does not answer is for `reserve` to find."""
@@ -184,13 +199,13 @@ class Limiter:
                 if loop.time() >= renew_s:
                     renew_s = loop.time() + self._lease_s / 3
                     for held in list(self._held.values()):
-                        if held.limits.has_leases:
-                            await self._put("renew", held.tenant, held.limits, Cost(), held.lease)
+                        if any(account.limits.has_leases for account in held.accounts):
+                            await self._put("renew", held.accounts, Cost(), held.lease)
             if loop.time() >= correct_s:
                 correct_s = loop.time() + CORRECT_EVERY_S
-                for tenant in self._budgets.tenants():
+                for account in self._budgets.accounts():
                     with suppress(*CacheFailure, ApiError):
-                        await self._seed(tenant)
+                        await self._seed(account)
 
     async def aclose(self) -> None:
         """Close the connections to the cache."""
@@ -201,45 +216,52 @@ class Limiter:
         with suppress(*CacheFailure):
             await self._redis.aclose()
 
-    async def _decide(self, tenant: str, limits: Limits, lease: str, cost: Cost) -> tuple[Decision, bool]:
-        """The decision, and whether it was made locally."""
+    async def _decide(self, accounts: tuple[Account, ...], lease: str, cost: Cost) -> tuple[list[Decision], bool]:
+        """The decisions of the accounts, and whether they were made locally."""
         if not self.is_local:
             try:
-                decision = await self._reserve(tenant, limits, lease, cost)
-                if decision.reason == "unseeded":
-                    await self._seed(tenant)
-                    decision = await self._reserve(tenant, limits, lease, cost)
+                decisions = await self._reserve(accounts, lease, cost)
+                if unseeded := [one for one, told in zip(accounts, decisions, strict=True) if told.reason == "unseeded"]:
+                    await asyncio.gather(*map(self._seed, unseeded))
+                    decisions = await self._reserve(accounts, lease, cost)
             except CacheFailure as error:
                 self._trip(error)
             else:
                 now_us = _now_us()
-                self._told_us[tenant] = tuple(
-                    gcra.told(left, cap, now_us) for left, cap in zip(decision.remaining, limits.per_min, strict=True)
-                )
-                if limits.has_budget:
-                    self._budgets.saw(tenant, limits, decision, window_at(time.time()))
-                return decision, False
+                for account, decision in zip(accounts, decisions, strict=True):
+                    self._told_us[account.name] = tuple(
+                        gcra.told(left, cap, now_us) for left, cap in zip(decision.remaining, account.limits.per_min, strict=True)
+                    )
+                    if account.limits.has_budget:
+                        self._budgets.saw(account, decision, window_at(time.time()))
+                return decisions, False
         self._metrics.limiter_fallbacks.inc()
-        local = self._local.get(tenant)
-        if local is None or local.limits != limits:
-            spent = await self._budgets.known(tenant) if limits.has_budget else None
-            local = self._local.setdefault(tenant, self._share(tenant, limits, spent))
-        decision, local.state = decide_reserve(
-            local.state,
-            local.share,
+        locals_ = [await self._local_of(account) for account in accounts]
+        decisions, states = reserve_all(
+            [(local.state, local.share) for local in locals_],
             cost,
             lease=lease,
             now_us=_now_us(),
             lease_us=float("inf"),
             window=window_at(time.time()),
         )
-        return decision, True
+        for local, state in zip(locals_, states, strict=True):
+            local.state = state
+        return decisions, True
 
-    def _share(self, tenant: str, limits: Limits, spent: Spent | None) -> _Local:
+    async def _local_of(self, account: Account) -> _Local:
+        local = self._local.get(account.name)
+        if local is None or local.account != account:
+            spent = await self._budgets.known(account) if account.limits.has_budget else None
+            local = self._local.setdefault(account.name, self._share(account, spent))
+        return local
+
+    def _share(self, account: Account, spent: Spent | None) -> _Local:
         """What this gateway may let in by itself: its part of what limits have left."""
-        share, told_us = share_of(limits, self._num_gateways), self._told_us.get(tenant, _NOTHING_OWED)
+        limits = account.limits
+        share, told_us = share_of(limits, self._num_gateways), self._told_us.get(account.name, _NOTHING_OWED)
         if spent is None:
-            return _Local(limits, share, State(told_us), told_us)
+            return _Local(account, share, State(told_us), told_us)
 
         def part(budget: int | None, used_nano: int) -> int | None:
             return None if budget is None else max(0, budget - -(-used_nano // NANO_PER_MICRO)) // self._num_gateways
@@ -249,25 +271,26 @@ class Limiter:
             budget_day_micro_usd=part(limits.budget_day_micro_usd, spent.day_nano_usd),
             budget_month_micro_usd=part(limits.budget_month_micro_usd, spent.month_nano_usd),
         )
-        return _Local(limits, share, State(told_us, spent=Spent(spent.day, spent.month)), told_us)
+        return _Local(account, share, State(told_us, spent=Spent(spent.day, spent.month)), told_us)
 
-    async def _reserve(self, tenant: str, limits: Limits, lease: str, cost: Cost) -> Decision:
-        asked = self._put("reserve", tenant, limits, cost, lease)
+    async def _reserve(self, accounts: Sequence[Account], lease: str, cost: Cost) -> list[Decision]:
+        asked = self._put("reserve", accounts, cost, lease)
         try:
-            return limits_lua.decision(await asyncio.shield(asked))
+            return limits_lua.decisions(await asyncio.shield(asked))
         except asyncio.CancelledError:  # what is let in now would be held by nobody until its lease runs out
-            asked.add_done_callback(partial(self._give_back, tenant, limits, cost, lease))
+            asked.add_done_callback(partial(self._give_back, accounts, cost, lease))
             raise
 
-    def _give_back(self, tenant: str, limits: Limits, cost: Cost, lease: str, asked: asyncio.Future[Any]) -> None:
-        if asked.cancelled() or asked.exception() is not None or not limits_lua.decision(asked.result()).is_admitted:
+    def _give_back(self, accounts: Sequence[Account], cost: Cost, lease: str, asked: asyncio.Future[Any]) -> None:
+        if asked.cancelled() or asked.exception() is not None:
             return
-        change = Cost(-cost.requests, -cost.input_tokens, -cost.output_tokens)
-        self._put("settle", tenant, limits, change, lease).add_done_callback(lambda told: told.cancelled() or told.exception())
+        if all(decision.is_admitted for decision in limits_lua.decisions(asked.result())):
+            change = Cost(-cost.requests, -cost.input_tokens, -cost.output_tokens)
+            self._put("settle", accounts, change, lease).add_done_callback(lambda told: told.cancelled() or told.exception())
 
-    async def _seed(self, tenant: str) -> None:
-        spent = await self._budgets.known(tenant)
-        await self._calls.put(limits_lua.keys(tenant), limits_lua.seed_arguments(Limits(), spent))
+    async def _seed(self, account: Account) -> None:
+        spent = await self._budgets.known(account)
+        await self._calls.put(limits_lua.keys(account.name), limits_lua.seed_arguments(spent))
 
     def _trip(self, error: BaseException) -> None:
         if not self.is_local:
@@ -289,10 +312,10 @@ class Limiter:
                 continue
             self.is_local = False
             taken, self._local = self._local, {}
-            told = await asyncio.gather(*(self._hand_over(*each) for each in taken.items()), return_exceptions=True)
+            told = await asyncio.gather(*map(self._hand_over, taken.values()), return_exceptions=True)
             errors = [error for error in told if isinstance(error, BaseException)]
             if errors:
-                log.warning("limits_still_local", num_tenants=len(errors), error=f"{type(errors[0]).__name__}: {errors[0]}")
+                log.warning("limits_still_local", num_accounts=len(errors), error=f"{type(errors[0]).__name__}: {errors[0]}")
                 untold = (each for each, error in zip(taken.items(), told, strict=True) if error is not None)
                 self._local = {**dict(untold), **self._local}
                 self.is_local = True
@@ -300,25 +323,25 @@ class Limiter:
             await self._be_present()
         log.info("limits_decided_together")
 
-    async def _hand_over(self, tenant: str, local: _Local) -> None:
-        """Charge the cache with what this gateway let in of `tenant`, and what of that still runs."""
-        state, now_us = local.state, _now_us()
+    async def _hand_over(self, local: _Local) -> None:
+        """Charge the cache with what this gateway let in of an account, and what of that still runs."""
+        account, state, now_us = local.account, local.state, _now_us()
         told, owed = (_owed(tats_us, local.share, now_us) for tats_us in (local.told_us, state.tats_us))
-        before = _owed(local.told_us, local.limits, now_us)
-        recalled = self._put("recall", tenant, local.limits, Cost(), "", rated=before)
-        self._told_us[tenant] = state.tats_us
+        before = _owed(local.told_us, account.limits, now_us)
+        recalled = self._put("recall", [account], Cost(), "", rated=before)
+        self._told_us[account.name] = state.tats_us
         spent_nano = state.spent.day_nano_usd if state.spent is not None else 0
         taken = [all_of_it - known for all_of_it, known in zip(owed, told, strict=True)]
-        charged = self._put("settle", tenant, local.limits, Cost(nano_usd=spent_nano), "", rated=taken)
+        charged = self._put("settle", [account], Cost(nano_usd=spent_nano), "", rated=taken)
         await asyncio.gather(recalled, charged)
-        if local.limits.has_budget:  # after: where the cache kept its state, what was just told is in both, and counts once
-            self._budgets.spent(tenant, spent_nano, window_at(time.time()))
-            await self._seed(tenant)
+        if account.limits.has_budget:  # after: where the cache kept its state, what was just told is in both, and counts once
+            self._budgets.spent(account, spent_nano, window_at(time.time()))
+            await self._seed(account)
         for lease in state.leases:
             held = self._held.get(lease)
             if held is not None:
                 self._held[lease] = held = replace(held, is_local=False)
-                await self._put("adopt", tenant, held.limits, Cost(nano_usd=held.granted_nano_usd), lease)
+                await self._put("adopt", [account], Cost(nano_usd=held.granted_nano_usd), lease)
 
     async def _be_present(self) -> None:
         now_s = time.time()
@@ -329,16 +352,22 @@ class Limiter:
             self._num_gateways = max(1, int((await pipe.execute())[-1]))
 
     def _put(
-        self, operation: str, tenant: str, limits: Limits, cost: Cost, lease: str, *, rated: Sequence[int] | None = None
+        self, operation: str, accounts: Sequence[Account], cost: Cost, lease: str, *, rated: Sequence[int] | None = None
     ) -> asyncio.Future[Any]:
         """What the script will answer.
 
         The future raises RedisError, OSError or TimeoutError: the cache did not answer within `CACHE_TIMEOUT_S`.
         """
         arguments = limits_lua.arguments(
-            operation, limits, cost, window_at(time.time()), lease=lease, lease_us=self._lease_s * 1e6, rated=rated
+            operation,
+            [account.limits for account in accounts],
+            cost,
+            window_at(time.time()),
+            lease=lease,
+            lease_us=self._lease_s * 1e6,
+            rated=rated,
         )
-        return self._calls.put(limits_lua.keys(tenant), arguments)
+        return self._calls.put(limits_lua.keys(*(account.name for account in accounts)), arguments)
 
 
 def _owed(tats_us: Sequence[float], limits: Limits, now_us: float) -> list[int]:

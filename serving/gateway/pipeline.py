@@ -135,7 +135,7 @@ class Pipeline:
         chat, _ = await self._prompts.expand(principal.tenant.id, chat)
         if chat.model != AUTO_MODEL:
             self._models.choose(chat.model, principal.tenant)
-        reservation = await self._limiter.reserve(principal.tenant, mint_request_id(), Cost(requests=1))
+        reservation = await self._limiter.reserve(principal.accounts, mint_request_id(), Cost(requests=1))
         try:
             return await self._placing.count(exchange, principal, chat)
         finally:
@@ -197,7 +197,7 @@ class Pipeline:
         model, request, context = await self._placing.place(exchange, call, principal, request, ask)
         rate = self._models.rate(model, settle.now_ms())
         cost = reserving.wanted(context, request.num_choices, rate)
-        reservation = await self._limiter.reserve(principal.tenant, call.request_id, cost)
+        reservation = await self._limiter.reserve(principal.accounts, call.request_id, cost)
         if reservation is not None and (allowed := reserving.allowance(reservation, rate, request.num_choices)) is not None:
             context = replace(context, max_tokens=min(context.max_tokens, allowed))
         in_flight = self._metrics.in_flight.labels(call.model)

@@ -141,6 +141,12 @@ class Key(msgspec.Struct, frozen=True):
     """How much of each of its tenant's budgets it may spend; None: all."""
     replaces: str = ""
     """Key id that it was rotated from."""
+    requests_per_min: LimitValue | None = None
+    tokens_per_min: LimitValue | None = None
+    concurrency: LimitValue | None = None
+    """Limits of its own, beside its tenant's; None: only those."""
+    rotated_from: tuple[str, ...] = ()
+    """All key ids before it, oldest first: what they used is its own."""
 
     def is_usable(self, now_ms: int) -> bool:
         """Neither revoked nor expired."""
@@ -303,6 +309,7 @@ class TenantTable:
             created_at_ms=at_ms,
             expires_at_ms=None if lives_ms is None else at_ms + lives_ms,
             replaces=key_id,
+            rotated_from=(*old.rotated_from, key_id),
         )
         until_ms = min(at_ms + overlap_ms, old.expires_at_ms or at_ms + overlap_ms)
         try:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from policies.admission import limits_lua
 from policies.admission.limits import Cost
+from serving.gateway.accounts import accounts_of
 from serving.gateway.budgets import Budgets
 from serving.gateway.limits import LEASE_S, Limiter
 from serving.gateway.metrics import Metrics
@@ -32,7 +33,7 @@ async def cancels(cache_url: str, num_requests: int, seed: int, *, lease_s: floa
 
     async def request(number: int, is_in: asyncio.Event) -> None:
         nonlocal num_admitted, num_settled
-        reservation = await limiter.reserve(TENANT, f"c{number}", Cost(1, 1, 1, 100, 1))
+        reservation = await limiter.reserve(accounts_of(TENANT), f"c{number}", Cost(1, 1, 1, 100, 1))
         assert reservation is not None
         num_admitted += 1
         is_in.set()

@@ -22,6 +22,7 @@ import structlog
 import uvloop
 
 from policies.admission.limits import NANO_PER_MICRO, Cost, Spent
+from serving.gateway.accounts import Account, accounts_of
 from serving.gateway.budgets import Budgets, window_at
 from serving.gateway.errors import ApiError
 from serving.gateway.limits import Limiter, Reservation
@@ -134,9 +135,9 @@ def _p99(values: list[float]) -> float:
 async def _gateway(cache_url: str, seed: int, began_s: float, until_s: float, ledger: Any) -> Seen:
     rng, seen = random.Random(seed), Seen()
 
-    def spent(tenant: str, at_ms: int) -> Spent:
+    def spent(account: Account, at_ms: int) -> Spent:
         window = window_at(at_ms / 1e3)
-        nano = ledger.value if tenant == PAID.id else 0
+        nano = ledger.value if account.tenant == PAID.id else 0
         return Spent(window.day, window.month, nano, nano)
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -161,7 +162,7 @@ async def _gateway(cache_url: str, seed: int, began_s: float, until_s: float, le
         nano = rng.randint(1, MAX_NANO_USD)
         reservation = None
         try:
-            reservation = await limiter.reserve(tenant, f"{seed}-{number}", Cost(1, 10, 10, nano, 1))
+            reservation = await limiter.reserve(accounts_of(tenant), f"{seed}-{number}", Cost(1, 10, 10, nano, 1))
             is_alone = reservation is not None and reservation.is_local
         except ApiError:
             is_alone = limiter.is_local

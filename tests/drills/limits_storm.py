@@ -17,12 +17,13 @@ import uvloop
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from policies.admission.limits import NANO_PER_MICRO, Cost, Spent
+from policies.admission.limits import NANO_PER_MICRO, Cost, Limits, Spent
+from serving.gateway.accounts import Account, accounts_of
 from serving.gateway.budgets import Budgets, window_at
 from serving.gateway.errors import ApiError
 from serving.gateway.limits import Limiter
 from serving.gateway.metrics import Metrics
-from serving.gateway.tenants import Tenant
+from serving.gateway.tenants import Key, Tenant
 from tests.drills.limits_truth import Ran, Truth
 
 NUM_PROCESSES = 8
@@ -30,36 +31,56 @@ AT_ONCE = 32
 TIMEOUT_S = 30.0
 """The storm takes all that the machine has; a cache that is only starved must not open the breaker, which is another part's."""
 MAX_TOKENS, MAX_NANO_USD = (400, 200), 200
-SEATS = 10
+SEATS = 5
 RUNS_S = 0.01
 
 
-def tenants_of(num_operations: int) -> tuple[Tenant, ...]:
-    """Tenants whose limits so many operations use up, each by another kind of limit."""
+Accounts = tuple[Account, ...]
+
+
+def askers_of(num_operations: int) -> tuple[Accounts, ...]:
+    """Who asks: tenants, and keys of one of them, whose limits so many operations use up, each by another kind of limit."""
+    keyed = Tenant("keyed", requests_per_min=num_operations // 30, budget_day_micro_usd=num_operations // 100)
     return (
-        Tenant("seats", concurrency=SEATS),
-        Tenant("requests", requests_per_min=num_operations // 20),
-        Tenant(
-            "tokens",
-            tokens_per_min=num_operations * 10,
-            input_tokens_per_min=num_operations * 8,
-            output_tokens_per_min=num_operations * 4,
+        accounts_of(Tenant("seats", concurrency=SEATS)),
+        accounts_of(Tenant("requests", requests_per_min=num_operations // 20)),
+        accounts_of(
+            Tenant(
+                "tokens",
+                tokens_per_min=num_operations * 10,
+                input_tokens_per_min=num_operations * 8,
+                output_tokens_per_min=num_operations * 4,
+            )
         ),
-        Tenant(
-            "money", budget_day_micro_usd=num_operations // 100, budget_month_micro_usd=num_operations // 200, concurrency=200
+        accounts_of(
+            Tenant(
+                "money", budget_day_micro_usd=num_operations // 100, budget_month_micro_usd=num_operations // 200, concurrency=200
+            )
         ),
+        accounts_of(keyed, Key("a", "keyed", requests_per_min=num_operations // 100, concurrency=SEATS)),
+        accounts_of(keyed, Key("b", "keyed", budget_share_percent=20, tokens_per_min=num_operations * 5)),
     )
 
 
+def limits_of(num_operations: int) -> dict[str, Limits]:
+    """All limits of the storm, by account."""
+    return {account.name: account.limits for accounts in askers_of(num_operations) for account in accounts}
+
+
+def rounded(num_operations: int) -> int:
+    """As many, but the same number for each process."""
+    return -(-num_operations // NUM_PROCESSES) * NUM_PROCESSES
+
+
 _running: dict[str, Any] = {}
-"""In each process: how many requests of each tenant run, in memory that all share."""
+"""In each process: how many requests of each account run, in memory that all share."""
 
 
 @dataclass(frozen=True)
 class Held:
     """What a request was let in for."""
 
-    tenant: Tenant
+    accounts: Accounts
     cost: Cost
     granted_nano_usd: int
     lease: Any
@@ -69,7 +90,7 @@ class Held:
 class Admission(Protocol):
     """Lets requests in, one way or the other."""
 
-    async def reserve(self, tenant: Tenant, lease: str, cost: Cost) -> Held | None:
+    async def reserve(self, accounts: Accounts, lease: str, cost: Cost) -> Held | None:
         """None where it is refused."""
 
     async def settle(self, held: Held, used: Cost) -> None:
@@ -85,13 +106,13 @@ class Ours:
     def __init__(self, cache_url: str) -> None:
         self._limiter = Limiter(cache_url, Metrics([]), Budgets(nothing_spent), timeout_s=TIMEOUT_S)
 
-    async def reserve(self, tenant: Tenant, lease: str, cost: Cost) -> Held | None:
+    async def reserve(self, accounts: Accounts, lease: str, cost: Cost) -> Held | None:
         try:
-            reservation = await self._limiter.reserve(tenant, lease, cost)
+            reservation = await self._limiter.reserve(accounts, lease, cost)
         except ApiError:
             return None
         assert reservation is not None
-        return Held(tenant, cost, reservation.granted_nano_usd, reservation, reservation.is_local)
+        return Held(accounts, cost, reservation.granted_nano_usd, reservation, reservation.is_local)
 
     async def settle(self, held: Held, used: Cost) -> None:
         await self._limiter.settle(held.lease, used)
@@ -106,25 +127,29 @@ class CheckThenCharge:
     def __init__(self, cache_url: str) -> None:
         self._redis = AsyncRedis.from_url(cache_url, decode_responses=True)
 
-    async def reserve(self, tenant: Tenant, lease: str, cost: Cost) -> Held | None:
-        used = {name: int(value) for name, value in (await self._redis.hgetall(f"control:{tenant.id}")).items()}
-        limits = tenant.limits
-        caps = {
-            **dict(zip(("requests", "tokens", "inputs", "outputs"), limits.per_min, strict=True)),
-            "running": limits.concurrency,
-            "money": None if limits.budget_month_micro_usd is None else limits.budget_month_micro_usd * NANO_PER_MICRO,
-        }
-        if any(cap is not None and used.get(name, 0) >= cap for name, cap in caps.items()):
-            return None
-        await self._redis.hincrby(f"control:{tenant.id}", "running", 1)
-        return Held(tenant, cost, cost.nano_usd, lease)
+    async def reserve(self, accounts: Accounts, lease: str, cost: Cost) -> Held | None:
+        for account in accounts:
+            used = {name: int(value) for name, value in (await self._redis.hgetall(f"control:{account.name}")).items()}
+            limits = account.limits
+            budgets = [cap for cap in (limits.budget_day_micro_usd, limits.budget_month_micro_usd) if cap is not None]
+            caps = {
+                **dict(zip(("requests", "tokens", "inputs", "outputs"), limits.per_min, strict=True)),
+                "running": limits.concurrency,
+                "money": min(budgets) * NANO_PER_MICRO if budgets else None,
+            }
+            if any(cap is not None and used.get(name, 0) >= cap for name, cap in caps.items()):
+                return None
+        for account in accounts:
+            await self._redis.hincrby(f"control:{account.name}", "running", 1)
+        return Held(accounts, cost, cost.nano_usd, lease)
 
     async def settle(self, held: Held, used: Cost) -> None:
         requests, tokens, inputs, outputs = Cost(1, used.input_tokens, used.output_tokens).rated
         changes = {"requests": requests, "tokens": tokens, "inputs": inputs, "outputs": outputs, "money": used.nano_usd}
         async with self._redis.pipeline(transaction=False) as pipe:
-            for name, change in {**changes, "running": -1}.items():
-                pipe.hincrby(f"control:{held.tenant.id}", name, change)
+            for account in held.accounts:
+                for name, change in {**changes, "running": -1}.items():
+                    pipe.hincrby(f"control:{account.name}", name, change)
             await pipe.execute()
 
     async def aclose(self) -> None:
@@ -135,9 +160,9 @@ def storm(cache_url: str, num_operations: int, seed: int, *, is_control: bool) -
     """All processes' part, on a cache that is emptied first."""
     with Redis.from_url(cache_url) as client:
         client.flushall()
-    num_operations = -(-num_operations // NUM_PROCESSES) * NUM_PROCESSES
+    num_operations = rounded(num_operations)
     context = multiprocessing.get_context("fork")
-    running = {tenant.id: context.Value("i", 0) for tenant in tenants_of(num_operations)}
+    running = {name: context.Value("i", 0) for name in limits_of(num_operations)}
     truth = Truth()
     with ProcessPoolExecutor(NUM_PROCESSES, mp_context=context, initializer=_share, initargs=(running,)) as pool:
         each = num_operations // NUM_PROCESSES
@@ -147,7 +172,7 @@ def storm(cache_url: str, num_operations: int, seed: int, *, is_control: bool) -
     return truth
 
 
-def nothing_spent(tenant: str, at_ms: int) -> Spent:
+def nothing_spent(account: Account, at_ms: int) -> Spent:
     """A ledger in which nobody has spent anything."""
     window = window_at(at_ms / 1e3)
     return Spent(window.day, window.month)
@@ -162,7 +187,7 @@ def _part(cache_url: str, seed: int, num_operations: int, is_control: bool) -> T
 
 
 async def _storm(cache_url: str, seed: int, num_operations: int, is_control: bool) -> Truth:
-    rng, truth, tenants = random.Random(seed), Truth(), tenants_of(num_operations * NUM_PROCESSES)
+    rng, truth, askers = random.Random(seed), Truth(), askers_of(num_operations * NUM_PROCESSES)
     admission: Admission = CheckThenCharge(cache_url) if is_control else Ours(cache_url)
     number = 0
 
@@ -170,26 +195,29 @@ async def _storm(cache_url: str, seed: int, num_operations: int, is_control: boo
         nonlocal number
         while truth.num_operations < num_operations:
             number += 1
-            tenant, nano = rng.choice(tenants), rng.randint(1, MAX_NANO_USD)
+            accounts, nano = rng.choice(askers), rng.randint(1, MAX_NANO_USD)
             cost = Cost(1, rng.randint(1, MAX_TOKENS[0]), rng.randint(1, MAX_TOKENS[1]), nano, max(1, nano // 4))
             asked_s = time.monotonic()
-            held = await admission.reserve(tenant, f"{seed}-{number}", cost)
+            held = await admission.reserve(accounts, f"{seed}-{number}", cost)
             truth.num_operations += 1
             if held is None:
                 continue
             truth.num_alone += held.is_alone
-            running = _running[tenant.id]
-            with running.get_lock():
-                running.value += 1
-                truth.most_running[tenant.id] = max(truth.most_running.get(tenant.id, 0), running.value)
+            for account in accounts:
+                running = _running[account.name]
+                with running.get_lock():
+                    running.value += 1
+                    truth.most_running[account.name] = max(truth.most_running.get(account.name, 0), running.value)
             await asyncio.sleep(rng.uniform(0, RUNS_S))
             used = Cost(1, cost.input_tokens, rng.randint(0, cost.output_tokens), rng.randint(0, held.granted_nano_usd))
-            with running.get_lock():  # before it is given back: the counter never shows more than was let in
-                running.value -= 1
+            for account in accounts:  # before it is given back: the counter never shows more than was let in
+                with _running[account.name].get_lock():
+                    _running[account.name].value -= 1
             await admission.settle(held, used)
             truth.num_operations += 1
             ran = Ran(asked_s, time.monotonic(), _rated(cost), _rated(used), used.nano_usd)
-            truth.ran.setdefault(tenant.id, []).append(ran)
+            for account in accounts:
+                truth.ran.setdefault(account.name, []).append(ran)
 
     await asyncio.gather(*(client() for _ in range(AT_ONCE)))
     await admission.aclose()

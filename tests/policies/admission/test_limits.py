@@ -28,6 +28,7 @@ from policies.admission.limits import (
     exceeds_burst,
     recall,
     reserve,
+    reserve_all,
     seed,
     settle,
     share_of,
@@ -280,7 +281,7 @@ def call(
     client: Any, tenant: str, operation: str, limits: Limits, cost: Cost, lease: str, now_us: float | None = None, **more: Any
 ) -> Any:
     window = more.get("window", TODAY)
-    arguments = limits_lua.arguments(operation, limits, cost, window, lease=lease, lease_us=LEASE_US, now_us=now_us)
+    arguments = limits_lua.arguments(operation, [limits], cost, window, lease=lease, lease_us=LEASE_US, now_us=now_us)
     return client.register_script(limits_lua.SCRIPT)(keys=limits_lua.keys(tenant), args=arguments)
 
 
@@ -324,7 +325,7 @@ def test_the_script_decides_as_the_function_does(
         if name == "reserve":
             lease = f"l{number}"
             expected, state = reserve(state, limits, cost, lease=lease, now_us=now_us, lease_us=LEASE_US, window=window)
-            answer = limits_lua.decision(call(client, tenant, "reserve", limits, cost, lease, now_us, window=window))
+            answer = limits_lua.decisions(call(client, tenant, "reserve", limits, cost, lease, now_us, window=window))[0]
             assert answer == expected
             if expected.is_admitted:
                 running.append(lease)
@@ -334,7 +335,7 @@ def test_the_script_decides_as_the_function_does(
         elif name == "seed":
             spent = Spent(window.day, window.month, cost.nano_usd, cost.least_nano_usd)
             state = seed(state, spent)
-            client.register_script(limits_lua.SCRIPT)(keys=keys, args=limits_lua.seed_arguments(limits, spent))
+            client.register_script(limits_lua.SCRIPT)(keys=keys, args=limits_lua.seed_arguments(spent))
         elif running:
             lease = running.pop(0)
             state = settle(state, limits, cost, lease=lease, now_us=now_us, window=window)
@@ -370,7 +371,7 @@ async def test_concurrent_askers_get_exactly_the_limit(valkey: ValkeyServer) -> 
     async def ask(number: int) -> bool:
         async with at_once:
             answer = await call(clients[number % 8], "crowd", "reserve", limits, Cost(1), f"l{number}")
-        return bool(answer[0] == "admitted")
+        return bool(answer[0][0] == "admitted")
 
     admitted = sum(await asyncio.gather(*(ask(number) for number in range(1500))))
     for client in clients:
@@ -383,7 +384,54 @@ def test_a_lease_that_is_renewed_lives_on_and_an_ended_one_is_not_revived(client
     limits, one = Limits(concurrency=1), Cost(1)
     call(client, "renewed", "reserve", limits, one, "a", NOW_US)
     call(client, "renewed", "renew", limits, one, "a", NOW_US + 50 * SECOND_US)
-    assert call(client, "renewed", "reserve", limits, one, "b", NOW_US + 70 * SECOND_US)[0] == "concurrency"
+    assert call(client, "renewed", "reserve", limits, one, "b", NOW_US + 70 * SECOND_US)[0][0] == "concurrency"
     call(client, "renewed", "settle", limits, Cost(), "a", NOW_US + 71 * SECOND_US)
     call(client, "renewed", "renew", limits, one, "a", NOW_US + 72 * SECOND_US)
-    assert call(client, "renewed", "reserve", limits, one, "b", NOW_US + 73 * SECOND_US)[0] == "admitted"
+    assert call(client, "renewed", "reserve", limits, one, "b", NOW_US + 73 * SECOND_US)[0][0] == "admitted"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.builds(Limits, *[maybe] * 7),
+    st.builds(Limits, *[maybe] * 7),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20), st.integers(0, 30_000), wait_us, st.booleans()), max_size=15),
+)
+def test_of_a_tenant_and_its_key_both_let_a_request_in_or_neither(
+    client: Redis, tenant: Limits, key: Limits, steps: list[tuple[int, int, int, int, bool]]
+) -> None:
+    """The script answers as the function does, and a refusal by one takes nothing of the other."""
+    name = f"b{id(steps)}"
+    accounts = (name, f"{name}/k")
+    keys, states, now_us, running = limits_lua.keys(*accounts), [State(), State()], NOW_US, []
+    client.delete(*keys)
+    spent = Spent(TODAY.day, TODAY.month)
+    for at, account in enumerate(accounts):
+        states[at] = seed(states[at], spent)
+        client.register_script(limits_lua.SCRIPT)(keys=limits_lua.keys(account), args=limits_lua.seed_arguments(spent))
+
+    def run(operation: str, cost: Cost, lease: str) -> Any:
+        arguments = limits_lua.arguments(operation, [tenant, key], cost, TODAY, lease=lease, lease_us=LEASE_US, now_us=now_us)
+        return client.register_script(limits_lua.SCRIPT)(keys=keys, args=arguments)
+
+    for number, (inputs, outputs, nano, waited_us, ends) in enumerate(steps):
+        now_us += waited_us
+        cost = Cost(1, inputs, outputs, nano, nano // 2)
+        before = states
+        expected, states = reserve_all(
+            list(zip(states, (tenant, key), strict=True)), cost, lease=f"l{number}", now_us=now_us, lease_us=LEASE_US,
+            window=TODAY,
+        )  # fmt: skip
+        assert limits_lua.decisions(run("reserve", cost, f"l{number}")) == expected
+        if all(decision.is_admitted for decision in expected):
+            running.append(f"l{number}")
+            assert expected[0].granted_nano_usd == expected[1].granted_nano_usd <= nano
+        else:
+            assert [state.tats_us for state in states] == [state.tats_us for state in before]
+            assert not any(f"l{number}" in state.leases for state in states)
+        if ends and running:
+            lease, change = running.pop(0), Cost(0, -inputs, 0, nano // 2)
+            states = [
+                settle(state, limits, change, lease=lease, now_us=now_us, window=TODAY)
+                for state, limits in zip(states, (tenant, key), strict=True)
+            ]
+            run("settle", change, lease)

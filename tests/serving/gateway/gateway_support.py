@@ -407,9 +407,9 @@ class KeyBook:
         self.error: Exception | None = None
         self.num_reads = 0
 
-    def add(self, tenant: Tenant) -> str:
+    def add(self, tenant: Tenant, **scopes: Any) -> str:
         key = keys.mint()
-        self.found[key.key_id] = (KeyRecord(Key(key.key_id, tenant.id), keys.digest(PEPPER, key)), tenant)
+        self.found[key.key_id] = (KeyRecord(Key(key.key_id, tenant.id, **scopes), keys.digest(PEPPER, key)), tenant)
         return key.secret
 
     def find_tenant(self, tenant_id: str) -> Tenant | None:

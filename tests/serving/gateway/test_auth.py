@@ -273,7 +273,7 @@ async def test_a_key_expires_at_its_moment_and_not_when_the_table_is_read_again(
 async def test_a_key_may_use_what_both_it_and_its_tenant_may(tenants: Any, keys_: Any, allowed: set[str]) -> None:
     book = KeyBook()
     key, doorman = book.add(Tenant("acme", models=tenants)), authenticator(book)
-    change(book, key, models=keys_, budget_share_percent=25)
+    change(book, key, models=keys_, requests_per_min=25)
     principal = await doorman.authenticate(bearer(key))
     assert {name for name in ("small", "large") if principal.tenant.may_use(name)} == allowed
-    assert principal.budget_share_percent == 25
+    assert [account.limits.requests_per_min for account in principal.accounts] == [25]

