@@ -31,6 +31,7 @@ class ZoneLoss(Scene):
     """Three gateways and three engines stand in one region; one of each goes."""
 
     name = "az-loss"
+    heading = "a third of a region is lost"
     title = "az-loss: a third of us-east-2's gateways and engines is killed at once, under load"
     max_until_s = MAX_UNTIL_S
 

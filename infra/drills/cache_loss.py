@@ -36,6 +36,7 @@ class CacheLoss(Scene):
     """Kills the Valkey of one region. Two tenants ask that region itself: one above its rate, one beyond its budget."""
 
     name = "cache-loss"
+    heading = "a region's cache is lost"
     title = "cache-loss: us-east-2's Valkey is killed and comes back empty, under load"
     max_until_s = 0.0
 

@@ -100,51 +100,36 @@ def partition(
     _finish("partition", heading, title, begun(story), marks(story), parts, seed, report, console)
 
 
-@drill.command("cache-loss")
-def cache_loss(
-    per_s: PerSOption = 25.0,
-    seconds: SecondsOption = 1.0,
-    seed: SeedOption = 1,
-    report: ReportOption = None,
-    keep: KeepOption = False,
-) -> None:
-    """A region's cache is killed, stays away and comes back empty: limits and budgets hold, no request is lost. 80 seconds."""
-    from infra.drills.cache_loss import CacheLoss
-
-    _play(CacheLoss, "a region's cache is lost", seconds, per_s, seed, report, keep)
+SCENES = {
+    "cache-loss": "A region's cache is killed, stays away and comes back empty: limits and budgets hold. 80 seconds.",
+    "slow-region": "A region's engines turn slow: health checks keep sending to it, `failover run` ends that. Two minutes.",
+    "az-loss": "A third of a region's gateways and engines is killed at once: what a zone is, on one machine. 100 seconds.",
+}
+"""Drills that harm a region in part, with what their help says."""
 
 
-@drill.command("slow-region")
-def slow_region(
-    per_s: PerSOption = 25.0,
-    seconds: SecondsOption = 1.0,
-    seed: SeedOption = 1,
-    report: ReportOption = None,
-    keep: KeepOption = False,
-) -> None:
-    """A region's engines turn slow: health checks keep sending to it, `failover run` ends that. Two minutes."""
-    from infra.drills.slow_region import SlowRegion
+def _scene(name: str) -> Callable[..., None]:
+    """The command that plays the scene `name`."""
 
-    _play(SlowRegion, "a region is slow", seconds, per_s, seed, report, keep)
+    def command(
+        per_s: PerSOption = 25.0,
+        seconds: SecondsOption = 1.0,
+        seed: SeedOption = 1,
+        report: ReportOption = None,
+        keep: KeepOption = False,
+    ) -> None:
+        from infra.drills.scenes import SCENES as MAKERS
 
+        _play(MAKERS[name], seconds, per_s, seed, report, keep)
 
-@drill.command("az-loss")
-def az_loss(
-    per_s: PerSOption = 25.0,
-    seconds: SecondsOption = 1.0,
-    seed: SeedOption = 1,
-    report: ReportOption = None,
-    keep: KeepOption = False,
-) -> None:
-    """A third of a region's gateways and engines is killed at once: what a zone is, on one machine. 100 seconds."""
-    from infra.drills.az_loss import ZoneLoss
-
-    _play(ZoneLoss, "a third of a region is lost", seconds, per_s, seed, report, keep)
+    return command
 
 
-def _play(
-    make: Callable[[], Scene], heading: str, seconds: float, per_s: float, seed: int, report: Path | None, keep: bool
-) -> None:
+for _name, _help in SCENES.items():
+    drill.command(_name, help=_help)(_scene(_name))
+
+
+def _play(make: Callable[[], Scene], seconds: float, per_s: float, seed: int, report: Path | None, keep: bool) -> None:
     from infra.drills.live import LiveView
     from infra.drills.scene import Size, judged, play_scene
     from infra.drills.two_regions import two_regions
@@ -157,7 +142,7 @@ def _play(
                 view.say(f"they are in {regions.root}")
             play = play_scene(scene, regions, Size(seconds, per_s, seed), view)
     parts = judged(scene, play)
-    _finish(scene.name, heading, scene.title, play.begun(), play.timeline(), parts, seed, report, console)
+    _finish(scene.name, scene.heading, scene.title, play.begun(), play.timeline(), parts, seed, report, console)
 
 
 def _finish(

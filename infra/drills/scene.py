@@ -80,6 +80,7 @@ class Scene:
     """One kind of loss. A scene does nothing but what it overrides."""
 
     name: str
+    heading: str
     title: str
     max_until_s: float
     """By then after the harm, `MIN_SERVED` of new requests are served."""

@@ -30,6 +30,7 @@ class SlowRegion(Scene):
     """Slows the home region's engines; `failover run`, then mended, then `failback`."""
 
     name = "slow-region"
+    heading = "a region is slow"
     title = "slow-region: us-east-2's engines take ten times as long, and the region is left by the runbook"
     max_until_s = 0.0
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
-from infra.drills import az_loss
+from infra.drills import az_loss, commands
 from infra.drills.cache_loss import allowed
 from infra.drills.load import Asked
 from infra.drills.scene import Play, Scene, Size, judged, share, took_p95_s
+from infra.drills.scenes import SCENES
 from infra.drills.streams import Seen
 from infra.embedded.desired import Container, Template, Workload
 
@@ -45,7 +47,7 @@ def test_what_a_limit_lets_in_is_its_rate_and_two_limits_more(lasts_s: float, mo
 class Quiet(Scene):
     """Harms nothing."""
 
-    name, title, max_until_s = "quiet", "quiet", 5.0
+    name, heading, title, max_until_s = "quiet", "quiet", "quiet", 5.0
 
     def parts(self, play: Play) -> list[Any]:
         return []
@@ -87,6 +89,12 @@ def test_only_the_harmed_regions_gateways_and_engines_are_grown() -> None:
     assert grown == ["us-east-2.serving.gateway", "us-east-2.serving.engine-small"]
     assert az_loss._grown(made[0]).replicas == az_loss.REPLICAS
     assert msgspec.structs.replace(az_loss._grown(made[0]), replicas=1) == made[0]
+
+
+def test_every_scene_has_a_command() -> None:
+    assert set(commands.SCENES) == set(SCENES)
+    for name in SCENES:
+        assert CliRunner().invoke(commands.drill, [name, "--help"]).exit_code == 0
 
 
 @pytest.mark.slow
