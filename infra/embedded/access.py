@@ -36,7 +36,7 @@ def target_of(
         addresses = host_addresses.get(region, {})
         regions[region] = RegionTarget(
             base_url=f"http://{addresses['http']}/v1" if addresses else "",
-            admin_url=f"http://{addresses['ops']}" if addresses else "",
+            admin_url=f"http://{addresses['admin']}" if addresses else "",
             artifact_bucket=its.artifact_bucket,
             tables=its.tables.model_dump(),
             archive_bucket=its.archive_bucket,

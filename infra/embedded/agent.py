@@ -162,7 +162,11 @@ class Agent:
         for service in self._desired.services:
             for name, port in service.host_ports.items():
                 if port == host_port:
-                    return [(pod.identity.address, service.ports[name]) for pod in self._pods_of(service) if pod.ready]
+                    return [
+                        (pod.identity.address, service.ports[name])
+                        for pod in self._pods_of(service)
+                        if pod.ready or service.has_unready
+                    ]
         return []
 
     def _reconcile(self) -> None:

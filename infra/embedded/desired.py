@@ -136,6 +136,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Keys of the workloads that its selector matches."""
     ports: dict[str, int]
     host_ports: dict[str, int] = {}
+    has_unready: bool = False
+    """Pods that are not ready are reached through it too."""
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

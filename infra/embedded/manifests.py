@@ -278,6 +278,7 @@ def _service(resource: Resource, surroundings: Surroundings, workloads: Sequence
         workloads=tuple(workload.key for workload in workloads),
         ports=ports,
         host_ports=host_ports,
+        has_unready=bool(spec.get("publishNotReadyAddresses")),
     )
 
 

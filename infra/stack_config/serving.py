@@ -43,6 +43,7 @@ class HostPorts(Frozen):
 
     http: Annotated[int, Field(ge=1024, le=65_535)]
     ops: Annotated[int, Field(ge=1024, le=65_535)]
+    admin: Annotated[int, Field(ge=1024, le=65_535)]
 
 
 class GatewayConfig(Frozen):

@@ -4,10 +4,10 @@ Environment: FLOTILLA_SETTINGS_FILE (GatewaySettings), FLOTILLA_JOURNAL_DIR, FLO
 FLOTILLA_ENDPOINTS_DIR where engines are found in files, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT where Kubernetes
 tells; AWS_ENDPOINT_URL for an emulated AWS.
 
-Two servers share one event loop: the public API on port 8080, operations and the admin API on 8081. Operations answer from
+Three servers share one event loop: the public API on port 8080, operations on 8081, the admin API on 8083. These two answer from
 the first second, the public port when everything is there. With several workers (`workers.py`) all accept on the one public
 socket and each is a gateway with a journal of its own, named after pod and worker in the pod's directory; worker 0 has the
-operations port, and its metrics are everybody's (`worker_metrics.py`).
+operations and admin ports, and its metrics are everybody's (`worker_metrics.py`).
 
 SIGTERM: not ready any more; no new connections; what runs has `drain_s` to finish and is then cut, told so, and billed for
 what had arrived; the journal is sealed; exit 0. (Before SIGTERM, Kubernetes' preStop has let the address be forgotten.)
@@ -40,7 +40,7 @@ from serving.gateway.accept import Room, max_connections, max_open_files
 from serving.gateway.client_http import client_protocol
 from serving.gateway.discovery import FileSource, Source
 from serving.gateway.endpoint_slices import SliceSource
-from serving.gateway.ops import build_ops_app
+from serving.gateway.ops import build_admin_app, build_ops_app
 from serving.gateway.service import Service
 from serving.gateway.workers import Workers
 from serving.metering.segment_writer import JournalUnavailable
@@ -48,7 +48,7 @@ from serving.metering.segments import JournalLocked
 from serving.process import Server, configure_logs, refuse
 from serving.settings import MAX_WORKERS, GatewaySettings, SettingsError, load
 
-HTTP_PORT, OPS_PORT = 8080, 8081
+HTTP_PORT, OPS_PORT, ADMIN_PORT = 8080, 8081, 8083
 KEEP_ALIVE_S = 640
 """Longer than the load balancer keeps an idle connection (620 s), so that it never sends into one that we are closing."""
 BACKLOG = 4096
@@ -73,6 +73,8 @@ class Place:
     """Shared by all workers."""
     ops: socket.socket | Path
     """Worker 0's port, or a socket of a worker's own for worker 0 to read its metrics from."""
+    admin: socket.socket | None
+    """Worker 0's."""
     others: Mapping[int, Path]
     """The sockets that worker 0 reads."""
 
@@ -116,6 +118,8 @@ async def serve(settings: GatewaySettings, service: Service, place: Place) -> No
     is_shared = not isinstance(place.ops, Path)
     ops = Server(_config(build_ops_app(settings, service, place.others), 1, uds=None if is_shared else str(place.ops)))
     ops_task = asyncio.create_task(ops.serve(sockets=None if isinstance(place.ops, Path) else [place.ops]))
+    admin = Server(_config(build_admin_app(settings, service), 1))
+    admin_task = None if place.admin is None else asyncio.create_task(admin.serve(sockets=[place.admin]))
     try:
         if await _start(service, stop):
             _spare_the_collector()
@@ -130,8 +134,10 @@ async def serve(settings: GatewaySettings, service: Service, place: Place) -> No
             await http_task
     finally:
         await service.stop()
-        ops.should_exit = True
+        ops.should_exit = admin.should_exit = True
         await ops_task
+        if admin_task is not None:
+            await admin_task
     log.info("stopped")
 
 
@@ -237,17 +243,17 @@ def main(arguments: Sequence[str] | None = None, env: Mapping[str, str] = os.env
             env[needed]
         _source(env)  # tells what it misses before anything is bound
         _allow_open_files()
-        http, ops = _bind(host, HTTP_PORT), _bind(host, OPS_PORT)
+        http, ops, admin = (_bind(host, port) for port in (HTTP_PORT, OPS_PORT, ADMIN_PORT))
     except KeyError as error:
         return refuse("gateway", f"{error.args[0]} is not set")
     except (SettingsError, Refusal) as error:
         return refuse("gateway", str(error))
     num = given.workers or settings.workers
     if num == 1:
-        return _work(settings, env, Place(0, http, ops, {}))
+        return _work(settings, env, Place(0, http, ops, admin, {}))
     with tempfile.TemporaryDirectory(prefix="flotilla-gateway-") as folder:
         own = {number: Path(folder) / f"worker-{number}" for number in range(1, num)}
-        places = [Place(0, http, ops, own), *(Place(number, http, path, {}) for number, path in own.items())]
+        places = [Place(0, http, ops, admin, own), *(Place(number, http, path, None, {}) for number, path in own.items())]
         return Workers(num, lambda number: _work(settings, env, places[number]), on_stop=http.close).run()
 
 

@@ -1,7 +1,8 @@
-"""The ops port: whether this gateway lives and wants traffic, its metrics, and the admin API.
+"""The ops port: whether this gateway lives and wants traffic, and its metrics; and the admin port, which has the admin API alone.
 
-It answers from the first moment, long before the public port does. Ready never depends on engines: a gateway without engines
-still gives honest answers, and taking it out of service would only hide them.
+The ops port asks nobody for a key, so what it answers must harm nobody. Both answer from the first moment, long before the
+public port does. Ready never depends on engines: a gateway without engines still gives honest answers, and taking it out of
+service would only hide them.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ def build_ops_app(settings: GatewaySettings, health: Health, others: Mapping[int
         texts = {0: own.decode(), **{number: text for number, text in zip(others, answers, strict=True) if text is not None}}
         return Response(worker_metrics.merged(texts), media_type=CONTENT_TYPE)
 
+    return app
+
+
+def build_admin_app(settings: GatewaySettings, health: Health) -> FastAPI:
+    """The admin port's application."""
+    app = FastAPI(title="Flotilla admin API", version="1", redoc_url=None)
+    http_errors.install(app)
     for build in (build_router, plan_router, policy_router, drain_router, quarantine_router):
         app.include_router(build(settings, health.admin_parts))
     return app

@@ -30,7 +30,7 @@ from infra.stack_config.serving import GatewayConfig, Resources
 from infra.timers import Stop
 from serving import series
 
-HTTP_PORT, OPS_PORT, SHIPPER_PORT = 8080, 8081, 8082
+HTTP_PORT, OPS_PORT, SHIPPER_PORT, ADMIN_PORT = 8080, 8081, 8082, 8083
 SETTINGS_FILE = "gateway.json"
 ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
 TOKEN_S = 3607
@@ -76,6 +76,7 @@ class GatewayFleet(Component):
     def _create_service(self) -> None:
         ports = self._args.config.host_ports
         annotations = {HOST_PORTS: f"http={ports.http},ops={ports.ops}"} if ports else None
+        admin = {HOST_PORTS: f"admin={ports.admin}"} if ports else None
         core.Service(
             GATEWAY,
             metadata=pods.metadata(GATEWAY, self._labels, annotations),
@@ -86,6 +87,18 @@ class GatewayFleet(Component):
                     {"name": "http", "port": HTTP_PORT, "target_port": "http", "protocol": "TCP"},
                     {"name": "ops", "port": OPS_PORT, "target_port": "ops", "protocol": "TCP"},
                 ],
+            },
+            opts=self.child(),
+        )
+        # Of its own, and with gateways that are not ready: whoever has drained them all must be able to end it.
+        core.Service(
+            f"{GATEWAY}-admin",
+            metadata=pods.metadata(f"{GATEWAY}-admin", self._labels, admin),
+            spec={
+                "type": "ClusterIP",
+                "selector": pods.selector(GATEWAY),
+                "publish_not_ready_addresses": True,
+                "ports": [{"name": "admin", "port": ADMIN_PORT, "target_port": "admin", "protocol": "TCP"}],
             },
             opts=self.child(),
         )
@@ -157,7 +170,7 @@ class GatewayFleet(Component):
                     "gateway",
                     "serving.gateway",
                     config.resources,
-                    {"http": HTTP_PORT, "ops": OPS_PORT},
+                    {"http": HTTP_PORT, "ops": OPS_PORT, "admin": ADMIN_PORT},
                     "ops",
                     [{"name": "account", "mount_path": ACCOUNT_DIR, "read_only": True}],
                 ),

@@ -1,5 +1,6 @@
 """Who may talk to whom: nobody, then exactly these.
 
+Nobody reaches the gateways' admin port over the network: operators forward it through the cluster's API, which asks who they are.
 An engine runs other people's prompts, and vLLM's own security guide leaves most of its routes open: so its port answers to
 gateways alone, and it can reach nothing but DNS, AWS and its credentials.
 """

@@ -92,6 +92,10 @@ class GatewayProcess:
         return f"http://{self.address}:8081"
 
     @property
+    def admin_url(self) -> str:
+        return f"http://{self.address}:8083"
+
+    @property
     def log(self) -> Path:
         """Of the present life."""
         return self.folder / f"log-{self.num_lives}"
@@ -248,7 +252,9 @@ class DrillWorld:
 
     def make_keys(self, gateway: GatewayProcess, num_tenants: int) -> None:
         """Tenants with limits that are never reached, so that each request reserves and settles in the cache."""
-        region = RegionTarget(f"http://{gateway.address}:8080/v1", gateway.ops_url, "artifacts", {name: name for name in TABLES})
+        region = RegionTarget(
+            f"http://{gateway.address}:8080/v1", gateway.admin_url, "artifacts", {name: name for name in TABLES}
+        )
         target = Target("local", REGION, ADMIN_KEY, "", {REGION: region})
         for number in range(len(self.keys), num_tenants):
             tenant = f"tenant-{number}"

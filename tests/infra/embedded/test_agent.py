@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -241,6 +242,25 @@ async def test_two_containers_of_a_pod_share_its_address_and_volumes_and_one_res
     now = {container.name: container.pid for container in agent.pods()[pod.name].containers}
     assert now["gateway"] == pids["gateway"]
     assert now["shipper"] != pids["shipper"]
+
+
+async def test_a_service_that_publishes_unready_pods_reaches_them(agent: RunningAgent, free_port: int) -> None:
+    """The one gateway of a region was drained, and the request that was to end it found nobody."""
+    served = workload(child(env=WEB, readiness=http("/nowhere")))
+    name = {"region": "us-east-2", "namespace": "serving", "name": "web", "workloads": (served.key,), "ports": {"http": 8000}}
+    service = msgspec.convert({**name, "host_ports": {"http": free_port}, "has_unready": True}, Service)
+    agent.want(served, services=(service,))
+
+    def status() -> int:
+        with urlopen(f"http://127.0.0.1:{free_port}/echo-env") as answer:
+            return int(answer.status)
+
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(OSError):
+                assert await asyncio.to_thread(status) == 200
+                break
+            await asyncio.sleep(0.05)
 
 
 async def test_endpoints_follow_the_pods_and_the_host_port_reaches_them(

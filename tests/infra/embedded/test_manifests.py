@@ -187,6 +187,7 @@ def test_the_program_itself_can_be_rendered(program: dict[str, Graph]) -> None:
     assert kinds == {"gateway": "StatefulSet", **dict.fromkeys(engines, "Deployment")}
     assert {service.name: (service.ports, service.host_ports) for service in services} == {
         "gateway": ({"http": 8080, "ops": 8081}, {"http": 8180, "ops": 8181}),
+        "gateway-admin": ({"admin": 8083}, {"admin": 8183}),
         **dict.fromkeys(engines, ({"http": 8000, "kv-events": 5557, "kv-replay": 5558}, {})),
         "engine-small": ({"http": 8000}, {}),
     }

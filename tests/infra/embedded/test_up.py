@@ -177,7 +177,7 @@ def test_the_first_up_starts_everything_and_says_how_to_reach_it(machine: Machin
     assert access_file["api_key"] == "fl_demo_key"
     assert access_file["regions"][HOME] == {
         "base_url": f"http://127.0.0.1:{8080 + OFFSET}/v1",
-        "admin_url": f"http://127.0.0.1:{8081 + OFFSET}",
+        "admin_url": f"http://127.0.0.1:{8083 + OFFSET}",
         "artifact_bucket": "flotilla-local-use2-artifacts",
         "tables": {
             name: f"flotilla-local-{name}" for name in ("registry", "tenants", "ledger", "prompts", "failover", "idempotency")
@@ -316,7 +316,7 @@ def test_down_leaves_no_process_and_no_port_and_keeps_what_was_written(machine: 
     assert machine.down()
     assert machine.num_processes() == 0
     assert machine.state.agent_pid() == 0
-    for port in (8080 + OFFSET, 8081 + OFFSET, 8090 + OFFSET):
+    for port in (8080 + OFFSET, 8081 + OFFSET, 8083 + OFFSET, 8090 + OFFSET):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
     assert not machine.state.access_file.exists()

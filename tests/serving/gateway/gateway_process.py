@@ -89,6 +89,10 @@ class Process:
     def ops_url(self) -> str:
         return f"http://{self.address}:8081"
 
+    @property
+    def admin_url(self) -> str:
+        return f"http://{self.address}:8083"
+
     def ready(self) -> tuple[int, dict[str, Any]]:
         try:
             with urlopen(f"{self.ops_url}/readyz", timeout=5) as answer:
@@ -106,7 +110,7 @@ class Process:
 
     def target(self, api_key: str = "") -> Target:
         tables = {name: name for name in TABLES}
-        region = RegionTarget(f"{self.base_url}/v1", self.ops_url, "artifacts", tables)
+        region = RegionTarget(f"{self.base_url}/v1", self.admin_url, "artifacts", tables)
         return Target("local", REGION, ADMIN_KEY, api_key, {REGION: region})
 
     def closed(self) -> list[UsageClose]:

@@ -227,9 +227,9 @@ async def test_the_admin_api_wants_its_own_key_and_knows_the_region(gateway: Pro
     key = await key_for(gateway, "acme")
     async with aiohttp.ClientSession() as http:
         for given in ("", key, ADMIN_KEY + "x"):
-            async with http.get(f"{gateway.ops_url}/admin/tenants", headers={"authorization": f"Bearer {given}"}) as answer:
+            async with http.get(f"{gateway.admin_url}/admin/tenants", headers={"authorization": f"Bearer {given}"}) as answer:
                 assert (answer.status, (await answer.json())["error"]["code"]) == (401, "invalid_admin_key")
-        async with http.get(f"{gateway.ops_url}/admin/region", headers={"authorization": f"Bearer {ADMIN_KEY}"}) as answer:
+        async with http.get(f"{gateway.admin_url}/admin/region", headers={"authorization": f"Bearer {ADMIN_KEY}"}) as answer:
             assert await answer.json() == {
                 "environment": "test",
                 "region": REGION,
@@ -238,6 +238,8 @@ async def test_the_admin_api_wants_its_own_key_and_knows_the_region(gateway: Pro
                 "archive_bucket": "archive",
                 "tables": {name: name for name in TABLES},
             }
+        async with http.get(f"{gateway.ops_url}/admin/region", headers={"authorization": f"Bearer {ADMIN_KEY}"}) as answer:
+            assert answer.status == 404, "the ops port is open to whoever scrapes it"
         async with http.get(f"{gateway.ops_url}/metrics") as answer:
             assert 'flotilla_engines_ready{model="small"} 1.0' in await answer.text()
     usage = await asyncio.to_thread(admin_client.usage, gateway.target(), tenant="acme", group_by=["model"])
