@@ -45,6 +45,8 @@ class Tables(_Frozen):
     """Registered prompts: `serving/gateway/prompt_table.py`."""
     failover: str
     """Controls of the regions: `policies/failover/items.py`."""
+    conversations: str
+    """Stored conversations: `serving/gateway/conversation_store.py`."""
 
 
 class Secrets(_Frozen):
@@ -155,7 +157,7 @@ class GatewaySettings(_Frozen):
     artifact_bucket: str
     archive_bucket: str
     body_bucket: str
-    """Answers that are too large for an item of a table."""
+    """Answers that are too large for an item of a table, and what was said in stored conversations."""
     cache_url: str
     """`redis://host:port` of the region's cache."""
     models: tuple[ServedModel, ...]

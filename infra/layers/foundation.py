@@ -25,8 +25,8 @@ from infra.providers import aws_provider
 from infra.stack_config import FoundationConfig
 from infra.stackref import FoundationOutputs, export
 
-EXPIRES_BY = {"idempotency": "expires_at"}
-"""Tables whose items go by themselves, and by which attribute: `serving.gateway.claims.EXPIRES_AT`."""
+EXPIRES_BY = {"idempotency": "expires_at", "conversations": "expires_at"}
+"""Tables whose items go by themselves, and by which attribute: `EXPIRES_AT` of the gateway's modules that write them."""
 TABLES = ("registry", "tenants", "ledger", "idempotency", "failover", "prompts", "conversations", "batches")
 SECRETS = {
     "key-pepper": "Keys the HMAC under which API keys are stored.",

@@ -41,7 +41,7 @@ class FoundationConfig(Frozen):
     """What was last deployed cannot be deleted or overwritten before, by mistake or by an intruder."""
     noncurrent_version_days: Annotated[int, Field(ge=1, le=365)] = 30
     """An overwritten or deleted artifact can be had back this long."""
-    body_days: Annotated[int, Field(ge=1, le=365)] = 30
+    body_days: Annotated[int, Field(ge=30, le=365)] = 30
     """Conversations, replayed results and batch files are kept this long."""
     kms_deletion_window_days: Annotated[int, Field(ge=7, le=30)] = 30
     images_kept: Annotated[int, Field(ge=10, le=1000)] = 50

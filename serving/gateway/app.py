@@ -22,6 +22,8 @@ from serving.gateway.auth import Authenticator
 from serving.gateway.auto_model import MODEL_HEADER, NEEDS_HEADER, REASON_HEADER
 from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
+from serving.gateway.conversation_routes import ConversationCard, DeletedConversation, NewConversation, conversation_router
+from serving.gateway.conversations import Conversations
 from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
@@ -109,7 +111,7 @@ class Control(msgspec.Struct):
     evacuated: bool
 
 
-_ANSWERS = (Model, ModelList, InputTokens, Health, Control)
+_ANSWERS = (Model, ModelList, InputTokens, Health, Control, ConversationCard, DeletedConversation)
 _ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -135,10 +137,12 @@ def build_app(
     context: ContextCounter,
     releases: ReleaseBook,
     prompts: PromptBook,
+    conversations: Conversations,
     unready: Callable[[], list[str]],
     controls: Controls,
     region_health: Callable[[], list[str]],
     usage: UsageOf,
+    max_depth: int,
 ) -> FastAPI:
     """The public API as an ASGI application; `unready` gives the reasons why no traffic should come to this gateway, and
     `region_health` those why none should come to its region, none when it should; `usage` reads the ledger."""
@@ -207,6 +211,14 @@ def build_app(
         prompt_router(tenant, prompts, models, context, body_of), responses=_failures(400, 401, 404, 409, 413, 503)
     )
 
+    async def spending(request: Request) -> str:
+        return await pipeline.spend_request(dict(request.headers.raw))
+
+    app.include_router(
+        conversation_router(conversations, spending, body_of, max_depth, _body("NewConversation")),
+        responses=_failures(400, 401, 404, 408, 413, 429, 503),
+    )
+
     @app.post(
         "/v1/responses/input_tokens",
         tags=["generation"],
@@ -266,7 +278,7 @@ def build_app(
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = FastAPI.openapi(app)
-            kinds = [*_GENERATING.values(), CountRequest, *_ANSWERS, *PROMPT_ANSWERS]
+            kinds = [*_GENERATING.values(), CountRequest, NewConversation, *_ANSWERS, *PROMPT_ANSWERS]
             _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
             document.setdefault("components", {}).setdefault("schemas", {}).update(schemas, Error=_ERROR_SCHEMA)
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

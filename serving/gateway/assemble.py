@@ -130,6 +130,11 @@ class Assembly:
         }
         return msgspec.json.encode(document)
 
+    def message(self, index: int) -> dict[str, Any]:
+        """One chat's answer as the message that it is; without a word where nothing came."""
+        message: dict[str, Any] = self._choice(index, self._answers.get(index) or _Answer())["message"]
+        return message
+
     def _choice(self, index: int, answer: _Answer) -> dict[str, Any]:
         text = "".join(answer.texts)
         content: dict[str, Any] = {"text": text}

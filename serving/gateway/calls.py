@@ -11,6 +11,7 @@ import structlog
 from policies.routing.model_choice import ModelChoice
 from serving.gateway import errors
 from serving.gateway.compaction import Compacted
+from serving.gateway.conversations import StoredTurn
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.metrics import NO_MODEL, Metrics
@@ -57,6 +58,8 @@ class Call:
     """The event whose conversation this one summarises; empty for all that clients ask."""
     prompt: str = ""
     """The version of the registered prompt that stands before it; empty where it named none."""
+    turn: StoredTurn | None = None
+    """Of the stored conversation that it goes on with."""
     meter: Meter | None = None
     """There from the moment that the request is about to be paid for."""
 

@@ -79,6 +79,26 @@ BUDGET_UNKNOWN = ErrorKind(
     "budget_unknown", 503, _SERVER, "What the tenant's budget has left cannot be told, so nothing is generated."
 )
 
+CONVERSATION_NOT_FOUND = ErrorKind(
+    "conversation_not_found", 404, _REQUEST, "No such conversation, or not this tenant's, or it has expired: they look alike."
+)
+CONVERSATION_BUSY = ErrorKind(
+    "conversation_busy", 409, _REQUEST, "A turn of the conversation is being answered; `Retry-After` says when to ask again."
+)
+CONVERSATION_CHANGED = ErrorKind(
+    "conversation_changed",
+    409,
+    _REQUEST,
+    "Another turn of the conversation was stored while this one was answered, or it was deleted: this one is billed, not stored.",
+)
+CONVERSATION_FULL = ErrorKind("conversation_full", 400, _REQUEST, "The conversation has 4096 messages or four mebibytes.")
+CONVERSATION_UNAVAILABLE = ErrorKind(
+    "conversation_unavailable",
+    503,
+    _SERVER,
+    "Stored conversations cannot be read or written; a turn that was answered already is billed, and not stored.",
+)
+
 IDEMPOTENCY_IN_FLIGHT = ErrorKind(
     "idempotency_in_flight", 409, _REQUEST, "A request with this Idempotency-Key is being served, or its gateway is not back yet."
 )

@@ -3,6 +3,7 @@
     auth      who asks, from the API key alone
     validate  what is asked, from a closed list of bounded fields
     claim     with an Idempotency-Key: a request that came before is answered as before, and nothing below happens again
+    recall    what was said before, where it goes on with a stored conversation
     models    which class serves it: the one that is named, or for `auto` what the rule says
     context   how long the prompt is, and what may follow it; what is too long is refused, or shortened as was declared
     limits    what it may cost is reserved
@@ -38,6 +39,7 @@ from serving.gateway.auto_model import choice_headers
 from serving.gateway.calls import CLIENT_GONE_STATUS, Call, mint_request_id, record
 from serving.gateway.compaction import context_headers
 from serving.gateway.context import Context, ContextCounter
+from serving.gateway.conversations import Conversations
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.errors import ApiError
@@ -80,6 +82,7 @@ class Pipeline:
         journal: UsageJournal,
         claims: Idempotency,
         prompts: PromptBook,
+        conversations: Conversations,
         metrics: Metrics,
     ) -> None:
         self.idle = asyncio.Event()
@@ -101,6 +104,7 @@ class Pipeline:
         self._journal = journal
         self._claims = claims
         self._prompts = prompts
+        self._conversations = conversations
         self._metrics = metrics
 
     async def run(self, exchange: Exchange) -> None:
@@ -142,6 +146,18 @@ class Pipeline:
             if reservation is not None:
                 await self._limiter.settle(reservation, Cost())
 
+    async def spend_request(self, headers: Mapping[bytes, bytes]) -> str:
+        """The tenant that asks for something that needs no engine: it is one of its requests, of no tokens.
+
+        Raises:
+            ApiError: as it says.
+        """
+        principal = await self._authenticator.authenticate(headers)
+        reservation = await self._limiter.reserve(principal.accounts, mint_request_id(), Cost(requests=1))
+        if reservation is not None:
+            await self._limiter.settle(reservation, Cost())
+        return principal.tenant.id
+
     async def _serve(self, exchange: Exchange, call: Call) -> None:
         """auth → validate; and with a key of its own the request is served once, however often it comes.
 
@@ -165,16 +181,38 @@ class Pipeline:
             request = validate.parse(call.endpoint, body, max_depth=self._settings.max_json_depth)
 
         async def run(to: Exchange) -> None:
-            asked = request
             if isinstance(request, validate.ChatRequest):
-                asked, call.prompt = await self._prompts.expand(principal.tenant.id, request)
-            await self._admit(to, call, principal, asked, response)
+                await self._recall(to, call, principal, request, response)
+            else:
+                await self._admit(to, call, principal, request, response)
 
         key = idempotency.key_of(exchange.headers)
         if key is None:
             await run(exchange)
         else:
             await self._claims.serve(exchange, call, key, body, run)
+
+    async def _recall(
+        self,
+        exchange: Exchange,
+        call: Call,
+        principal: Principal,
+        chat: validate.ChatRequest,
+        response: responses.ResponsesRequest | None,
+    ) -> None:
+        """recall: a registered prompt, then what was said before, stand in front of what is sent; then all that follows.
+
+        Raises:
+            ApiError: the answer, where nothing has been sent yet.
+            ClientGone: as it says.
+        """
+        if chat.conversation is None:
+            asked, call.prompt = await self._prompts.expand(principal.tenant.id, chat)
+            await self._admit(exchange, call, principal, asked, response)
+            return
+        async with self._conversations.turn(principal.tenant.id, chat) as (call.turn, whole):
+            asked, call.prompt = await self._prompts.expand(principal.tenant.id, whole)
+            await self._admit(exchange, call, principal, asked, response)
 
     async def _admit(
         self,
@@ -279,6 +317,8 @@ class Pipeline:
             )
             headers.append((resume.HEADER, b"true"))
         sink = _sink(exchange, headers, call, request, response)
+        if call.turn is not None:
+            sink = call.turn.listening(sink)
         if isinstance(request, EmbeddingsRequest):
             body = embeddings.engine_body(request, model=model.model_class, cache_salt=principal.cache_salt)
         else:
@@ -301,7 +341,7 @@ class Pipeline:
     async def _finish(
         self, exchange: Exchange, call: Call, meter: Meter, sink: Sink, outcome: Outcome, error: ApiError | None
     ) -> None:
-        """settle's CLOSE, and only then the client's last word.
+        """settle's CLOSE, then a stored conversation's turn, and only then the client's last word.
 
         Raises:
             ApiError: the answer, where nothing has been sent yet.
@@ -309,8 +349,10 @@ class Pipeline:
         """
         try:
             await self._close(exchange, call, meter, outcome)
-        except ApiError as unmetered:
-            error = unmetered
+            if error is None and outcome is Outcome.FINISHED and call.turn is not None:
+                await self._conversations.store(call.turn)
+        except ApiError as unkept:
+            error = unkept
         if outcome is Outcome.CLIENT_GONE:
             raise ClientGone
         if error is None:

@@ -4,7 +4,8 @@ vLLM serves this API too, but its stream carries no running counts: whoever hang
 at all (docs/decisions/0004-always-stream.md). A chat says the same and is counted exactly, by the engine and by us, and engines
 that serve chats alone serve this as well. `respond.py` tells the chat's answer as a response.
 
-Nothing is kept between requests, since another gateway or region may serve the next: the conversation comes with each request.
+Nothing is kept between requests but conversations that were stored on purpose (`conversations.py`); else the conversation comes
+with each request.
 """
 
 from __future__ import annotations
@@ -102,6 +103,12 @@ class StreamOptions(Closed):
     include_obfuscation: bool | None = None
 
 
+class ConversationOf(Closed):
+    """A stored conversation by its id."""
+
+    id: ShortText
+
+
 class _Asked(Closed, kw_only=True):
     """What a response and the count of its input have in common."""
 
@@ -125,6 +132,8 @@ class CountRequest(_Asked, kw_only=True):
 class ResponsesRequest(_Asked, kw_only=True):
     """POST /v1/responses."""
 
+    conversation: ShortText | ConversationOf | None = None
+    """A stored conversation that this goes on with: `input` and the answer are stored behind it."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_output_tokens: MaxTokens | None = None
@@ -154,6 +163,8 @@ def parse(body: bytes, *, max_depth: int) -> tuple[ResponsesRequest, ChatRequest
     if request.stream_options is not None and not request.stream:
         raise ApiError(errors.INVALID_VALUE, "`stream_options` is allowed only with `stream: true`.", param="stream_options")
     chat = _chat(request)
+    named = request.conversation
+    chat.conversation = named.id if isinstance(named, ConversationOf) else named
     chat.stream, chat.max_completion_tokens = request.stream, request.max_output_tokens
     chat.temperature, chat.top_p, chat.metadata = request.temperature, request.top_p, request.metadata
     return request, chat
@@ -170,7 +181,7 @@ def parse_count(body: bytes, *, max_depth: int) -> ChatRequest:
 
 def _chat(asked: _Asked) -> ChatRequest:
     messages = [Message("system", asked.instructions)] if asked.instructions is not None else []
-    messages += [Message("user", asked.input)] if isinstance(asked.input, str) else _messages(asked.input)
+    messages += [Message("user", asked.input)] if isinstance(asked.input, str) else messages_of(asked.input, "input")
     choice = asked.tool_choice
     chat = ChatRequest(
         model=asked.model,
@@ -189,27 +200,34 @@ def _chat(asked: _Asked) -> ChatRequest:
     return chat
 
 
-def _messages(items: Sequence[Item]) -> list[Message]:
-    """Calls that follow each other, or an assistant's text, become one message, as chats have them."""
+def messages_of(items: Sequence[Item], field: str) -> list[Message]:
+    """The items of `field` as a chat's messages. Calls that follow each other, or an assistant's text, become one, as chats have
+    them.
+
+    Raises:
+        ApiError: an item is not whole; names it.
+    """
     messages: list[Message] = []
     for number, item in enumerate(items):
+        place = f"{field}[{number}]"
         if item.type == "message":
-            messages.append(Message(_given(item.role, number, "role"), _text(_given(item.content, number, "content"))))
+            role, content = _given(item.role, place, "role"), _given(item.content, place, "content")
+            messages.append(Message(role, _text(content)))
         elif item.type == "function_call_output":
-            output, call_id = _given(item.output, number, "output"), _given(item.call_id, number, "call_id")
+            output, call_id = _given(item.output, place, "output"), _given(item.call_id, place, "call_id")
             messages.append(Message("tool", _text(output), tool_call_id=call_id))
         else:
-            function = FunctionCall(_given(item.name, number, "name"), _given(item.arguments, number, "arguments"))
+            function = FunctionCall(_given(item.name, place, "name"), _given(item.arguments, place, "arguments"))
             if not messages or messages[-1].role != "assistant":
                 messages.append(Message("assistant", None))
-            call = ToolCall(_given(item.call_id, number, "call_id"), function)
+            call = ToolCall(_given(item.call_id, place, "call_id"), function)
             messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), call]
     return messages
 
 
-def _given(value: Any, number: int, field: str) -> Any:
+def _given(value: Any, place: str, field: str) -> Any:
     if value is None:
-        param = f"input[{number}].{field}"
+        param = f"{place}.{field}"
         raise ApiError(errors.MISSING_PARAMETER, f"`{param}` is missing.", param=param)
     return value
 

@@ -32,6 +32,8 @@ from serving.gateway.cache_watch import watch_caches
 from serving.gateway.claims import ClaimTable, Owner
 from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
+from serving.gateway.conversation_store import ConversationStore
+from serving.gateway.conversations import Conversations
 from serving.gateway.discovery import Source, watch
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.engine_counter import EngineCounter
@@ -84,7 +86,7 @@ class Clients:
     keys: DynamoDBClient
     """Reads keys while a request waits: gives up soon."""
     claims: DynamoDBClient
-    """The same, of the home region: idempotency keys."""
+    """The same, of the home region: idempotency keys and stored conversations."""
     near: DynamoDBClient
     home: DynamoDBClient
     s3: S3Client
@@ -127,6 +129,7 @@ class Service:
         self._claims: Idempotency | None = None
         self._prompts: PromptBook | None = None
         self._warm_up: WarmUp | None = None
+        self._conversations: Conversations | None = None
         self._share: QueueShare | None = None
         self._leader: Leader | None = None
         self._exclusions: Exclusions | None = None
@@ -210,6 +213,9 @@ class Service:
         )
         self._claims = Idempotency(claim_table, self._journal_dir)
         self._prompts = PromptBook(PromptTable(settings.tables.prompts, near=clients.keys, home=clients.claims))
+        self._conversations = Conversations(
+            ConversationStore(clients.claims, settings.tables.conversations, clients.s3, settings.body_bucket)
+        )
         self._pipeline = pipeline = Pipeline(
             settings,
             gateway=self._gateway,
@@ -223,6 +229,7 @@ class Service:
             journal=self._journal,
             claims=self._claims,
             prompts=self._prompts,
+            conversations=self._conversations,
             metrics=self.metrics,
         )
         self._exclusions = exclusions = Exclusions(excluded, gateway=self._gateway, pools=pools)
@@ -291,7 +298,18 @@ class Service:
         counter = EngineCounter(clients.s3, settings.archive_bucket, settings.region, pools)
         self._tasks.append(asyncio.create_task(counter.run()))
         self.app = build_app(
-            self._pipeline, authenticator, models, context, releases, self._prompts, self.unready, controls, region_health, usage
+            self._pipeline,
+            authenticator,
+            models,
+            context,
+            releases,
+            self._prompts,
+            self._conversations,
+            self.unready,
+            controls,
+            region_health,
+            usage,
+            settings.max_json_depth,
         )
         log.info("started", gateway=self._gateway, region=settings.region)
 
@@ -314,6 +332,8 @@ class Service:
             await self._warm_up.aclose()
         if self._prompts is not None:
             self._prompts.close()
+        if self._conversations is not None:
+            self._conversations.close()
         if self._parts is not None:
             authenticator, context, limiter, dispatcher = self._parts
             await dispatcher.aclose()

@@ -36,8 +36,10 @@ class Sink(Protocol):
 
     is_live: bool
     """The client gets pieces before the bill of all is durable."""
-    is_started: bool
-    """Something of the answer has been sent: it can no longer become an error with a status of its own."""
+
+    @property
+    def is_started(self) -> bool:
+        """Something of the answer has been sent: it can no longer become an error with a status of its own."""
 
     @property
     def is_full(self) -> bool:

@@ -10,6 +10,7 @@ Nesting is measured by a linear scan before anything recurses. Whatever is refus
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -113,6 +114,8 @@ class ChatRequest(_Common, kw_only=True):
     """What is done with a conversation that does not fit (`compaction.py`); None: what the header or the tenant says."""
     prompt: PromptRef | None = None
     """Stands before `messages` (`registered.py`)."""
+    conversation: ShortText | None = None
+    """The id of a stored conversation that this goes on with (`conversations.py`)."""
 
     @property
     def output_limit(self) -> int | None:
@@ -153,7 +156,16 @@ _DECODERS: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     "completions": msgspec.json.Decoder(CompletionRequest),
 }
 _LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"})
-FOR_US = _LABELS | {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages", "context"}
+FOR_US = _LABELS | {
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "messages",
+    "context",
+    "conversation",
+}
 """Fields that the engine gets from us, or not at all."""
 FOR_US_IN_CHATS = FOR_US | {"prompt", "registered", "head"}
 _MAX_COMPLAINT_LENGTH = 400
@@ -227,7 +239,7 @@ def check_together(request: Request) -> None:
             raise ApiError(errors.INVALID_VALUE, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
         if request.store:
             raise ApiError(errors.UNSUPPORTED_PARAMETER, "`store: true` is not supported: answers are not kept.", param="store")
-        _check_messages(request.messages)
+        check_messages(request.messages)
         _check_tools(request)
     elif isinstance(request.prompt, list) and not (request.prompt_text or request.prompt_ids):
         reason = "`prompt` must be a string, a list of one string, or a list of token ids; send several prompts one by one."
@@ -236,7 +248,12 @@ def check_together(request: Request) -> None:
         check_format(request.response_format)
 
 
-def _check_messages(messages: list[Message]) -> None:
+def check_messages(messages: Sequence[Message]) -> None:
+    """Rules for the messages of a conversation.
+
+    Raises:
+        ApiError: one is broken.
+    """
     for number, message in enumerate(messages):
         if message.tool_calls is not None and message.role != "assistant":
             param = f"messages[{number}].tool_calls"

@@ -20,7 +20,15 @@ REGION = {
     "region": "us-west-2",
     "home_region": "us-east-2",
     "artifact_bucket": "flotilla-prod-usw2-artifacts",
-    "tables": {"registry": "r", "tenants": "t", "ledger": "l", "failover": "f", "idempotency": "i", "prompts": "p"},
+    "tables": {
+        "registry": "r",
+        "tenants": "t",
+        "ledger": "l",
+        "failover": "f",
+        "idempotency": "i",
+        "prompts": "p",
+        "conversations": "c",
+    },
 }
 
 

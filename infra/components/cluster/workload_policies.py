@@ -26,12 +26,12 @@ class Place:
 
 
 def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
-    """Reads the registry, keeps tenants and keys, appends usage, keeps registered prompts and answers for idempotency keys, reads
-    its secrets. It cannot delete usage, nor say that a region is evacuated: in the controls' table it writes its region's report
-    alone."""
+    """Reads the registry, keeps tenants and keys, appends usage, keeps registered prompts, conversations and answers for
+    idempotency keys, reads its secrets. It cannot delete usage, nor say that a region is evacuated: in the controls' table it
+    writes its region's report alone."""
     data, tables = foundation.regions[place.region], foundation.tables
     secrets = [iam.secret_arn(place.region, place.account_id, name) for name in sorted(foundation.secrets.model_dump().values())]
-    archive = iam.bucket_arn(data.archive_bucket)
+    archive, bodies = iam.bucket_arn(data.archive_bucket), iam.bucket_arn(data.body_bucket)
     return iam.plain_document(
         iam.allow("ReadRegistry", READ_ITEMS, place.tables(tables.registry)),
         iam.allow("KeepTenants", (*READ_ITEMS, *WRITE_ITEMS, "dynamodb:Scan"), place.tables(tables.tenants)),
@@ -41,6 +41,7 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
             place.tables(tables.ledger),
         ),
         iam.allow("ClaimKeys", READ_ITEMS + WRITE_ITEMS, place.tables(tables.idempotency)),
+        iam.allow("KeepConversations", READ_ITEMS + WRITE_ITEMS, place.tables(tables.conversations)),
         iam.allow("ReadControls", READ_ITEMS, [iam.table_arn(place.region, place.account_id, tables.failover)]),
         iam.allow(
             "ReportRegion",
@@ -50,7 +51,7 @@ def gateway_policy(place: Place, foundation: FoundationOutputs) -> str:
         ),
         iam.allow("ArchiveUsage", ["s3:GetObject", "s3:PutObject"], [f"{archive}/*"]),
         iam.allow("ListArchive", ["s3:ListBucket"], [archive]),
-        iam.allow("KeepAnswers", ["s3:GetObject", "s3:PutObject"], [f"{iam.bucket_arn(data.body_bucket)}/idempotency/*"]),
+        iam.allow("KeepAnswers", ["s3:GetObject", "s3:PutObject"], [f"{bodies}/idempotency/*", f"{bodies}/conversations/*"]),
         *_read_releases(data.artifact_bucket),
         iam.allow("ReadSecrets", ["secretsmanager:GetSecretValue"], secrets),
         iam.allow("UseKey", ["kms:Decrypt", "kms:GenerateDataKey"], [data.kms_key_arn]),

@@ -180,7 +180,8 @@ def test_the_first_up_starts_everything_and_says_how_to_reach_it(machine: Machin
         "admin_url": f"http://127.0.0.1:{8083 + OFFSET}",
         "artifact_bucket": "flotilla-local-use2-artifacts",
         "tables": {
-            name: f"flotilla-local-{name}" for name in ("registry", "tenants", "ledger", "prompts", "failover", "idempotency")
+            name: f"flotilla-local-{name}"
+            for name in ("registry", "tenants", "ledger", "prompts", "failover", "idempotency", "conversations")
         },
         "archive_bucket": "flotilla-local-use2-archive",
     }

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for gateway_support, which imp
 from gateway_support import Gateway, make_settings, running_gateway, train_tokenizer
 
 from serving.gateway.claims import ClaimTable
+from serving.gateway.conversation_store import ConversationStore
 from serving.gateway.prompt_table import PromptTable
 
 MakeGateway = Callable[..., AbstractAsyncContextManager[Gateway]]
@@ -38,6 +39,7 @@ async def make_gateway(tokenizer_json: bytes) -> AsyncIterator[Callable[..., Any
             has_fast_path: bool = True,
             claims: ClaimTable | None = None,
             prompts: PromptTable | None = None,
+            conversations: ConversationStore | None = None,
             **settings: Any,
         ) -> Gateway:
             running = running_gateway(
@@ -47,6 +49,7 @@ async def make_gateway(tokenizer_json: bytes) -> AsyncIterator[Callable[..., Any
                 has_fast_path=has_fast_path,
                 claims=claims,
                 prompts=prompts,
+                conversations=conversations,
             )
             return await stack.enter_async_context(running)
 

@@ -30,7 +30,7 @@ from serving.target import RegionTarget, Target, aws_client
 REGION = "us-east-2"
 ADMIN_KEY = "admin-key"
 SECRETS = {"pepper": "a pepper", "salt": "a salt", "admin": ADMIN_KEY}
-TABLES = ("registry", "tenants", "ledger", "idempotency", "prompts", "failover")
+TABLES = ("registry", "tenants", "ledger", "idempotency", "prompts", "failover", "conversations")
 addresses = (f"127.{os.getpid() % 200 + 20}.{number // 250}.{number % 250 + 2}" for number in itertools.count())
 
 

@@ -30,6 +30,8 @@ from serving.gateway.claims import Claim, ClaimsUnavailable, ClaimTable
 from serving.gateway.client_http import client_protocol
 from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
+from serving.gateway.conversation_store import ConversationStore
+from serving.gateway.conversations import Conversations
 from serving.gateway.discovery import Endpoint
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.idempotency import Idempotency
@@ -444,6 +446,7 @@ def make_settings(**changes: Any) -> GatewaySettings:
             "idempotency": "idempotency",
             "prompts": "prompts",
             "failover": "failover",
+            "conversations": "conversations",
         },
         "secrets": {"key_pepper": "pepper", "cache_salt": "salt", "admin_key": "admin"},
         "artifact_bucket": "artifacts",
@@ -543,6 +546,7 @@ async def running_gateway(
     has_fast_path: bool = True,
     claims: ClaimTable | None = None,
     prompts: PromptTable | None = None,
+    conversations: ConversationStore | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway that serves."""
     metrics = Metrics([model.model_class for model in settings.models])
@@ -560,6 +564,7 @@ async def running_gateway(
     queues = {
         model.model_class: ClassQueue(model, settings.queue, pools[model.model_class], metrics) for model in settings.models
     }
+    stored = Conversations(conversations or cast(Any, None))
     pipeline = Pipeline(
         settings,
         gateway="gateway-0",
@@ -573,6 +578,7 @@ async def running_gateway(
         journal=journal,
         claims=Idempotency(claims or NoClaims(), Path()),
         prompts=prompt_book,
+        conversations=stored,
         metrics=metrics,
     )
     warm_up = WarmUp(
@@ -591,7 +597,18 @@ async def running_gateway(
     unready: list[str] = []
     controls = Controls(cast(Any, None), settings.region)
     app = build_app(
-        pipeline, authenticator, models_, context, releases, prompt_book, lambda: unready, controls, lambda: unready, ledger.usage
+        pipeline,
+        authenticator,
+        models_,
+        context,
+        releases,
+        prompt_book,
+        stored,
+        lambda: unready,
+        controls,
+        lambda: unready,
+        ledger.usage,
+        settings.max_json_depth,
     )
     engines = [FakeEngine() for _ in range(num_engines)]
     for engine in engines:

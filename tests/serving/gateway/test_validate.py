@@ -81,7 +81,7 @@ def test_every_field_that_is_allowed_reaches_the_engine() -> None:
     }  # fmt: skip
     ours = {"stream": True, "stream_options": {"include_usage": True}, "user": "u", "max_tokens": 3, "max_completion_tokens": 4}
     ours |= {"metadata": {"a": "b"}, "safety_identifier": "s", "prompt_cache_key": "p", "service_tier": "auto", "store": False}
-    ours |= {"context": "refuse", "prompt": {"id": "pmpt_1", "version": "2"}}
+    ours |= {"context": "refuse", "conversation": "conv_0", "prompt": {"id": "pmpt_1", "version": "2"}}
     call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
         {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "audio": None},
