@@ -92,6 +92,7 @@ class Seat:
         if not engine.replica.num_in_flight:
             engine.heard_s = self._taken_s
         engine.replica.num_in_flight += 1
+        engine.replica.num_recent += 1
         engine.replica.queued_tokens += uncached_tokens
         self._work_tokens = engine.replica.queued_tokens
         engine.waiting.add(self)
@@ -286,7 +287,7 @@ class Pool:
             self._index.forget(1 << engine.place)
 
     def fade(self, elapsed_s: float) -> None:
-        """What others sent to engines lies further back."""
+        """What was sent to engines lies further back."""
         fade(self._replicas, elapsed_s)
 
     def check(self, now_s: float) -> list[Engine]:

@@ -6,7 +6,8 @@ Everything is simulated: the twins' engines and this gateway's policies in virtu
 no socket. Index and choice are measured for real: resident memory, and the time of each choice. Then the trace's beginning is
 sent live to twins behind this gateway and behind its peers (`routing_live.py`), and each is started anew in the middle of it.
 
-Balance is the busiest engine's time in steps over the mean of all, over the whole run.
+Load is an engine's time in steps, and balance the busiest engine's over the mean of all, over the whole run. Requests sent stand
+beside it, and requests in flight averaged over time. Answers differ in length, so even round robin has some 1.2 by time in steps.
 
 The oracle is one cache as large as all of the fleet's together, in which each prompt is there before the next comes. No fleet has
 that: it cannot split a popular prefix from its followers' load. Prints a table and, last, one line of
@@ -36,7 +37,6 @@ from routing_plot import scatter
 from routing_sim import Fleet, Gateway, Outcome, oracle, simulate
 from routing_traffic import TRACE_BLOCK_TOKENS, Ask, conversations, mooncake
 
-from policies.routing import choice
 from policies.routing.cache_events import EngineCache
 from policies.routing.prefix_index import MAX_ENTRIES, PrefixIndex
 
@@ -94,6 +94,7 @@ class Row:
     ttft_p95_ms: float
     sent_peak_to_mean: float
     busy_peak_to_mean: float
+    in_flight_peak_to_mean: float
     decision_p99_us: float
     used_ratio: float
     """Of the engines' time."""
@@ -108,11 +109,9 @@ def peak_to_mean(values: Sequence[float]) -> float:
     return max(values) * len(values) / sum(values)
 
 
-def run(job: tuple[Load, str, dict[str, Any], Path, dict[str, float]]) -> Row:
-    """One simulation; `constants` of the policy are changed first."""
-    load, way, how, trace, constants = job
-    for name, value in constants.items():
-        setattr(choice, name, value)
+def run(job: tuple[Load, str, dict[str, Any], Path]) -> Row:
+    """One simulation."""
+    load, way, how, trace = job
     began_s = time.monotonic()
     asks, fleet = load.asks(trace), load.fleet(**how)
     found: Outcome = simulate(asks, fleet)
@@ -124,6 +123,7 @@ def run(job: tuple[Load, str, dict[str, Any], Path, dict[str, float]]) -> Row:
         percentile(found.ttft_s, 0.95) * 1e3,
         peak_to_mean(found.num_sent),
         peak_to_mean(found.busy_s),
+        peak_to_mean(found.in_flight_s),
         percentile(found.decision_s, 0.99) * 1e6,
         sum(found.busy_s) / len(found.busy_s) / asks[-1].at_s,
     )
@@ -175,18 +175,20 @@ def decision_us(_: None = None) -> tuple[float, float]:
         shortest_us.append(min(outcome.decision_s) * 1e6)
         gateway.replicas[n].num_in_flight = random.randrange(40)
         gateway.replicas[n].queued_tokens = uncached
+        gateway.replicas[n].num_recent = random.uniform(0, 30)
     return percentile(shortest_us, 0.5), percentile(shortest_us, 0.99)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
     lines = [
         "| load | placed by | cached, of the oracle's | TTFT p50, ms | p95, ms | requests, peak/mean | engine time, peak/mean"
-        " | engines busy |",
-        "|---|---|---|---|---|---|---|---|",
+        " | in flight, peak/mean | engines busy |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row.load} | {row.way} | {row.oracle_ratio:.1%} | {row.ttft_p50_ms:.0f} | {row.ttft_p95_ms:.0f}"
-        f" | {row.sent_peak_to_mean:.2f} | {row.busy_peak_to_mean:.2f} | {row.used_ratio:.0%} |"
+        f" | {row.sent_peak_to_mean:.2f} | {row.busy_peak_to_mean:.2f} | {row.in_flight_peak_to_mean:.2f}"
+        f" | {row.used_ratio:.0%} |"
         for row in rows
     ]
     return lines
@@ -208,30 +210,9 @@ def live_table(live: Sequence[LiveRow]) -> list[str]:
     return lines
 
 
-def tables(pool: Any, trace: Path, share: float) -> list[Row]:
-    """What the policy's constants do, over three loads: half, the trace's own, and one and a half."""
-    jobs = []
-    for rate in (0.5, 1.0, 1.5):
-        load = Load(f"Mooncake × {rate}, 16 × 70B", "mooncake", int(2000 * share), rate, 16, "a100-large")
-        for constants in (
-            {},
-            {"DEVIATIONS": 0.0},
-            {"DEVIATIONS": 1.0},
-            {"DEVIATIONS": 4.0},
-            {"MUCH_SOONER": 2.0},
-            {"MUCH_SOONER": 8.0},
-            {"MUCH_SOONER": 16.0},
-            {"FOREIGN_FADE_S": 0.01},
-        ):
-            name = ", ".join(f"{key} {value:g}" for key, value in constants.items()) or "as it is"
-            jobs.append((load, name, {"policy": "flotilla", "num_gateways": 4}, trace, constants))
-    return list(pool.imap(run, jobs))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true", help="put the table and the plot into docs")
-    parser.add_argument("--tables", action="store_true", help="what the policy's constants do, instead")
     parser.add_argument("--share", type=float, default=1.0, help="of the requests, for a short run")
     parser.add_argument("--peers", type=Path, help="folder of the peers' programs; without it only this gateway is asked live")
     parser.add_argument(
@@ -246,9 +227,6 @@ def main() -> int:
         return 2
     context = multiprocessing.get_context("spawn")
     with context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
-        if arguments.tables:
-            print("\n".join(table(tables(pool, arguments.trace, arguments.share))))
-            return 0
         memory, decision = pool.apply_async(index_mb), pool.apply_async(decision_us)
         jobs: list[Any] = [
             (
@@ -256,7 +234,6 @@ def main() -> int:
                 way,
                 how,
                 arguments.trace,
-                {},
             )
             for load in LOADS
             for way, how in (*WAYS, *((WITHOUT,) if load is MOONCAKE else ()))

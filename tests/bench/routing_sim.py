@@ -87,6 +87,8 @@ class Outcome:
     num_sent: list[int] = field(default_factory=list)
     busy_s: list[float] = field(default_factory=list)
     """Of each engine, in steps."""
+    in_flight_s: list[float] = field(default_factory=list)
+    """Of each engine: the sum over its requests of how long each was there, so its mean of requests in flight times the run."""
     reasons: Counter[str] = field(default_factory=Counter)
     first_tokens: list[FirstToken] = field(default_factory=list)
     """In the order in which they came."""
@@ -192,7 +194,7 @@ def simulate(asks: Sequence[Ask], fleet: Fleet) -> Outcome:
 class _Run:
     def __init__(self, fleet: Fleet, loop: asyncio.AbstractEventLoop) -> None:
         self.fleet, self.loop = fleet, loop
-        self.outcome = Outcome(num_sent=[0] * fleet.num_replicas)
+        self.outcome = Outcome(num_sent=[0] * fleet.num_replicas, in_flight_s=[0.0] * fleet.num_replicas)
         self.gateways = [Gateway(fleet, fleet.seed + number) for number in range(fleet.num_gateways)]
         self.num_open = 0
         self.is_idle = asyncio.Event()
@@ -250,14 +252,16 @@ class _Run:
             chain = tuple(key for block in ask.blocks for key in self.keys(block))
             number, uncached = gateway.place(ask.prompt_tokens, chain, self.loop.time(), self.outcome)
             self.outcome.num_sent[number] += 1
-            self.send(ask, engines[number], gateway.replicas[number], uncached, f"engine-{number}")
+            self.send(ask, engines[number], gateway.replicas[number], uncached, number)
         await self.is_idle.wait()
         self.outcome.busy_s = [law.busy_s for law in self.laws]
         return self.outcome
 
-    def send(self, ask: Ask, engine: Engine, replica: Replica, uncached: int, name: str) -> None:
+    def send(self, ask: Ask, engine: Engine, replica: Replica, uncached: int, number: int) -> None:
+        name = f"engine-{number}"
         queued_tokens, num_running = replica.queued_tokens, replica.num_in_flight
         replica.num_in_flight += 1
+        replica.num_recent += 1
         replica.queued_tokens += uncached
         self.num_open += 1
         self.is_idle.clear()
@@ -273,6 +277,7 @@ class _Run:
                 outcome.prompt_tokens += generation.num_prompt
             if finish:
                 replica.num_in_flight -= 1
+                outcome.in_flight_s[number] += self.loop.time() - arrived_s
                 self.num_open -= 1
                 if not self.num_open:
                     self.is_idle.set()

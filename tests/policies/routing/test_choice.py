@@ -17,6 +17,9 @@ from policies.routing.choice import (
     FOREIGN_FADE_S,
     MUCH_SOONER,
     NEAR_TIE,
+    OVER_SHARE_TOKENS,
+    SHARE_FADE_S,
+    SHARE_SLACK,
     SLOW_START_S,
     Choice,
     Replica,
@@ -99,6 +102,58 @@ def test_what_others_compute_at_a_replica_counts_as_queued_and_fades() -> None:
     assert {gateway.choose("").index for _ in range(50)} == {0, 1}
 
 
+def fleet_by_recent(*recent: float) -> list[Replica]:
+    return [Replica(num_recent=number) for number in recent]
+
+
+SHARES = [
+    # The mean is 10, so a share is 1.05 x 10 + 1 = 11.5. At the holder of a system prompt of 4 blocks of 6: 193 tokens of work,
+    # and elsewhere 449; the holder is left where it has more than four times as much, beyond 1,796.
+    ("within its share", (11.5, 9.5, 9.5, 9.5), "SSSSab", 0, "prefix"),
+    # 50,000 x (11.8 / 11.5 - 1) = 1,304 more is too little, and 50,000 x (12 / 11.5 - 1) = 2,174 enough.
+    ("hardly over it", (11.8, 9.4, 9.4, 9.4), "SSSSab", 0, "prefix"),
+    ("over it", (12.0, 9.4, 9.3, 9.3), "SSSSab", None, "least_work"),
+    # 60 blocks held are 3,840 tokens more to do elsewhere: 4 x 4,033 stand against 193 + 2,174.
+    ("over it with a long conversation", (12.0, 9.4, 9.3, 9.3), "S" * 60 + "ab", 0, "prefix"),
+]
+
+
+@pytest.mark.parametrize(("recent", "letters", "chosen", "reason"), [row[1:] for row in SHARES], ids=[row[0] for row in SHARES])
+def test_a_holder_that_got_more_than_its_share_of_late_keeps_only_what_is_dear_to_move(
+    recent: tuple[float, ...], letters: str, chosen: int | None, reason: str
+) -> None:
+    gateway = Gateway(fleet_by_recent(*recent))
+    gateway.index.add(0b0001, chain(letters.rstrip("ab")))
+    choice = gateway.choose(letters)
+    assert choice.reason == reason
+    assert choice.index == chosen if chosen is not None else choice.index != 0
+    held_blocks = letters.count("S") if chosen == 0 else 0
+    assert choice.uncached_tokens == (len(letters) - held_blocks) * BLOCK_TOKENS + 1, "what is charged is no work"
+
+
+def test_what_was_sent_of_late_fades() -> None:
+    replicas = fleet_by_recent(10)
+    fade(replicas, SHARE_FADE_S)
+    assert replicas[0].num_recent == pytest.approx(10 / math.e)
+
+
+def test_the_holder_of_a_popular_system_prompt_gets_hardly_more_than_its_share() -> None:
+    """Ten new conversations a second, each there for a second, three in four with one system prompt. By requests in flight alone
+    the holder had three shares: a mean of 1.25 allows 4.5."""
+    gateway, random, sent = Gateway(fleet(*[0] * 8)), Random(1), Counter[int]()
+    leaving: list[int] = []
+    for number in range(1000):
+        letters = ("SSSS" if random.random() < 0.75 else random.choice("bcdefgh") * 4) + f"{number:04d}"[::-1]
+        at = gateway.send(letters)
+        gateway.replicas[at].num_recent += 1
+        sent[at] += 1
+        leaving.append(at)
+        if len(leaving) > 10:
+            gateway.replicas[leaving.pop(0)].num_in_flight -= 1
+        fade(gateway.replicas, 0.1)
+    assert max(sent.values()) <= 1.25 * 1000 / 8
+
+
 def test_little_is_not_worth_a_queue() -> None:
     # At the holder of one block in 20: (6000 + 1217 + 64) x 8; elsewhere (1281 + 64) x 8, less than a quarter.
     gateway = Gateway(fleet(0, 0))
@@ -155,6 +210,7 @@ REPLICAS = st.builds(
     is_ready=st.booleans(),
     num_in_flight=st.integers(0, 20),
     queued_tokens=st.integers(0, 10_000),
+    num_recent=st.floats(0, 20),
     ejected_until_s=st.sampled_from([NOW_S - 1, NOW_S + 1]),
     started_s=st.sampled_from([NOW_S - 1, NOW_S - 100]),
 )
@@ -199,6 +255,7 @@ def walked(gateway: Gateway, held: list[tuple[int, str]], asked: str, failed: se
         warm = max(min((NOW_S - replicas[n].started_s) / SLOW_START_S, 1), 0.1)
         loads[n] = replicas[n].num_in_flight / warm
     bound = load_bound((sum(replicas[n].num_in_flight for n in loads) + 1) / max(len(loads), 1))
+    share = (1 + SHARE_SLACK) * sum(replicas[n].num_recent for n in loads) / max(len(loads), 1) + 1
     if any(load < bound for load in loads.values()):
         loads = {n: load for n, load in loads.items() if load < bound}
     shared = dict.fromkeys(loads, 0)
@@ -206,7 +263,10 @@ def walked(gateway: Gateway, held: list[tuple[int, str]], asked: str, failed: se
         if n in shared:
             shared[n] = max(shared[n], num_shared(letters, asked))
     tokens = len(asked) * BLOCK_TOKENS + 1
-    work = {n: (replicas[n].queued_tokens + tokens - shared[n] * BLOCK_TOKENS + BLOCK_TOKENS) * (loads[n] + BATCH) for n in loads}
+    work = {}
+    for n in loads:
+        over = OVER_SHARE_TOKENS * max(replicas[n].num_recent / share - 1, 0)
+        work[n] = (replicas[n].queued_tokens + tokens - shared[n] * BLOCK_TOKENS + BLOCK_TOKENS + over) * (loads[n] + BATCH)
     least = min(work.values())
     nearest: set[int] = set()
     if asked:
