@@ -133,6 +133,8 @@ class Limiter:
         """By account, what the cache last told of rates, or what was owed when it was back: a cache that comes and goes must not
         mean a fresh share each time."""
         self._held: dict[str, Reservation] = {}
+        self._untold: set[Account] = set()
+        """Of whose spending the cache may not know."""
 
     async def reserve(self, accounts: tuple[Account, ...], lease: str, cost: Cost) -> Reservation | None:
         """Let a request of up to this cost in, by all of its accounts or by none; None where it has none. `lease` names the
@@ -159,7 +161,7 @@ class Limiter:
 
     async def settle(self, reservation: Reservation, used: Cost) -> None:
         """Give the lease back, correct the tokens and spend what it cost. Where the cache fails the lease runs out by itself, and
-        the ledger tells what was spent."""
+        what was spent is told once it is back."""
         reservation = self._held.pop(reservation.lease, reservation)
         change = Cost(
             input_tokens=used.input_tokens - reservation.cost.input_tokens,
@@ -175,8 +177,16 @@ class Limiter:
                 )
         others = [account for account in reservation.accounts if account not in settled]
         if others and not self.is_local:
-            with suppress(*CacheFailure):
+            try:
                 await self._put("settle", others, change, reservation.lease)
+            except CacheFailure as error:
+                self._trip(error)
+            else:
+                return
+        for account in others:
+            if account.limits.has_budget:  # where the cache took it after all, what it is told is the larger of the same
+                self._budgets.spent(account, used.nano_usd, window)
+                self._untold.add(account)
 
     async def warm_up(self) -> None:
         """Open the connections and load the script. A cache that does not answer is for `reserve` to find."""
@@ -223,6 +233,7 @@ class Limiter:
                 decisions = await self._reserve(accounts, lease, cost)
                 if unseeded := [one for one, told in zip(accounts, decisions, strict=True) if told.reason == "unseeded"]:
                     await asyncio.gather(*map(self._seed, unseeded))
+                    await asyncio.gather(*map(self._adopt, unseeded))
                     decisions = await self._reserve(accounts, lease, cost)
             except CacheFailure as error:
                 self._trip(error)
@@ -257,14 +268,17 @@ class Limiter:
         return local
 
     def _share(self, account: Account, spent: Spent | None) -> _Local:
-        """What this gateway may let in by itself: its part of what limits have left."""
+        """What this gateway may let in by itself: its part of what limits have left, beside what its running requests hold."""
         limits = account.limits
         share, told_us = share_of(limits, self._num_gateways), self._told_us.get(account.name, _NOTHING_OWED)
         if spent is None:
             return _Local(account, share, State(told_us), told_us)
 
+        held_nano = sum(its.granted_nano_usd for its in self._holding(account))
+
         def part(budget: int | None, used_nano: int) -> int | None:
-            return None if budget is None else max(0, budget - -(-used_nano // NANO_PER_MICRO)) // self._num_gateways
+            left = None if budget is None else budget - -(-(used_nano + held_nano) // NANO_PER_MICRO)
+            return None if left is None else max(0, left) // self._num_gateways
 
         share = replace(
             share,
@@ -292,6 +306,17 @@ class Limiter:
         spent = await self._budgets.known(account)
         await self._calls.put(limits_lua.keys(account.name), limits_lua.seed_arguments(spent))
 
+    def _holding(self, account: Account) -> list[Reservation]:
+        """What running requests hold of an account that the cache has let in."""
+        return [its for its in self._held.values() if not its.is_local and account in its.accounts]
+
+    async def _adopt(self, account: Account) -> None:
+        """Tell the cache what running requests hold: one that has lost everything knows of none."""
+        adopted = (
+            self._put("adopt", [account], Cost(nano_usd=its.granted_nano_usd), its.lease) for its in self._holding(account)
+        )
+        await asyncio.gather(*adopted)
+
     def _trip(self, error: BaseException) -> None:
         if not self.is_local:
             log.warning("limits_decided_locally", num_gateways=self._num_gateways, error=f"{type(error).__name__}: {error}")
@@ -312,16 +337,22 @@ class Limiter:
                 continue
             self.is_local = False
             taken, self._local = self._local, {}
-            told = await asyncio.gather(*map(self._hand_over, taken.values()), return_exceptions=True)
+            told = await asyncio.gather(*map(self._hand_over, taken.values()), self._tell_spending(), return_exceptions=True)
             errors = [error for error in told if isinstance(error, BaseException)]
             if errors:
                 log.warning("limits_still_local", num_accounts=len(errors), error=f"{type(errors[0]).__name__}: {errors[0]}")
-                untold = (each for each, error in zip(taken.items(), told, strict=True) if error is not None)
+                untold = (each for each, error in zip(taken.items(), told[:-1], strict=True) if error is not None)
                 self._local = {**dict(untold), **self._local}
                 self.is_local = True
         with suppress(*CacheFailure):
             await self._be_present()
         log.info("limits_decided_together")
+
+    async def _tell_spending(self) -> None:
+        """Seed the budgets whose settlements the cache did not hear."""
+        for account in list(self._untold):
+            await self._seed(account)
+            self._untold.discard(account)
 
     async def _hand_over(self, local: _Local) -> None:
         """Charge the cache with what this gateway let in of an account, and what of that still runs."""
@@ -340,8 +371,8 @@ class Limiter:
         for lease in state.leases:
             held = self._held.get(lease)
             if held is not None:
-                self._held[lease] = held = replace(held, is_local=False)
-                await self._put("adopt", [account], Cost(nano_usd=held.granted_nano_usd), lease)
+                self._held[lease] = replace(held, is_local=False)
+        await self._adopt(account)
 
     async def _be_present(self) -> None:
         now_s = time.time()

@@ -204,7 +204,7 @@ async def test_a_request_cancelled_while_it_is_decided_holds_nothing(limiter: Li
 
 async def test_what_running_requests_hold_of_a_budget_is_right_after_the_cache_is_back(limiter: Limiter, cache: Redis) -> None:
     """Handing over released the lease of no name, where the sum of all is kept, and nothing was handed over from then on."""
-    tenant = Tenant("held", budget_day_micro_usd=1)
+    tenant = Tenant("held", budget_day_micro_usd=2)
     before = await limiter.reserve(accounts_of(tenant), "before", Cost(1, nano_usd=10, least_nano_usd=1))
     limiter._trip(TimeoutError())
     during = await limiter.reserve(accounts_of(tenant), "during", Cost(1, nano_usd=20, least_nano_usd=1))
@@ -215,6 +215,70 @@ async def test_what_running_requests_hold_of_a_budget_is_right_after_the_cache_i
     for reservation in (before, during):
         await limiter.settle(reservation, Cost(nano_usd=5))
     assert await cache.hgetall(held) in ({}, {"": "0"})
+
+
+async def test_what_running_requests_hold_of_a_budget_is_not_lent_again_without_the_cache(limiter: Limiter) -> None:
+    """A share of all that was not spent yet let in as much again as was running, each time the cache was slow."""
+    tenant = Tenant("lent", budget_day_micro_usd=1_000)
+    before = await limiter.reserve(accounts_of(tenant), "before", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    limiter._trip(TimeoutError())
+    during = await limiter.reserve(accounts_of(tenant), "during", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    assert before is not None and before.granted_nano_usd == 900_000
+    assert during is not None and during.is_local and during.granted_nano_usd == 100_000
+
+
+async def test_what_ended_without_the_cache_is_spent_when_it_is_back_and_empty(limiter: Limiter, cache: Redis) -> None:
+    """The request was let in by the cache and ended while it was away: neither was told, and the ledger comes later."""
+    tenant = Tenant("ended", budget_day_micro_usd=1_000)
+    before = await limiter.reserve(accounts_of(tenant), "before", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    assert before is not None
+    limiter._trip(TimeoutError())
+    await limiter.settle(before, Cost(nano_usd=900_000))
+    await cache.flushall()
+    await is_back(limiter)
+    after = await limiter.reserve(accounts_of(tenant), "after", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    assert after is not None and not after.is_local and after.granted_nano_usd == 100_000
+
+
+async def test_a_settlement_that_the_cache_did_not_hear_is_told_when_it_is_back(
+    limiter: Limiter, cache: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had kept all else, so nobody seeded it, and the ledger was asked minutes later."""
+    tenant = Tenant("unheard", budget_day_micro_usd=1_000)
+    before = await limiter.reserve(accounts_of(tenant), "before", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    assert before is not None
+    with monkeypatch.context() as patch:
+
+        def unheard(*_: Any, **__: Any) -> asyncio.Future[Any]:
+            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            answer.set_exception(TimeoutError())
+            return answer
+
+        patch.setattr(limiter, "_put", unheard)
+        await limiter.settle(before, Cost(nano_usd=900_000))
+    await is_back(limiter)
+    assert await cache.hget(limits_lua.keys(tenant.id)[2], "before") == "900000"
+    await cache.delete(*limits_lua.keys(tenant.id)[1:3])  # its lease runs out
+    after = await limiter.reserve(accounts_of(tenant), "after", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    assert after is not None and after.granted_nano_usd == 100_000
+
+
+@pytest.mark.parametrize("asks_meanwhile", [False, True])
+async def test_a_cache_that_is_back_and_empty_is_told_what_still_runs(
+    limiter: Limiter, cache: Redis, asks_meanwhile: bool
+) -> None:
+    tenant = Tenant("runs", budget_day_micro_usd=1_000)
+    before = await limiter.reserve(accounts_of(tenant), "before", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    assert before is not None
+    limiter._trip(TimeoutError())
+    during = 0
+    if asks_meanwhile:
+        during = await admitted(limiter, tenant, "during", 1, nano_usd=10_000)
+    await cache.flushall()
+    await is_back(limiter)
+    after = await limiter.reserve(accounts_of(tenant), "after", Cost(1, nano_usd=900_000, least_nano_usd=1))
+    assert after is not None and not after.is_local
+    assert after.granted_nano_usd == 100_000 - 10_000 * during
 
 
 async def test_a_cache_that_comes_and_goes_does_not_give_a_fresh_share_each_time(limiter: Limiter) -> None:
