@@ -48,6 +48,8 @@ from serving.gateway import admin_client
 GATEWAY_CORE, OTHER_CORE = 0, 1
 INTERVAL_MS = 10.0
 NUM_REPEATS = 3
+START_S = 120.0
+"""A gateway that does not serve by then is left out, and what it was to be compared in does not hold."""
 NUM_PROFILED = 60
 LOAD = 0.7
 """Of a core: what first tokens are measured at, and what a fleet is sized for."""
@@ -141,8 +143,14 @@ async def answers(host: str, port: int, wire: bytes, within_s: float, pid: int |
 
 
 async def measure(row: Row, pid: int | None, host: str, port: int, wire: bytes, num: int) -> None:
-    """Warm up, then measure `NUM_REPEATS` times."""
-    await answers(host, port, wire, 240, pid)
+    """Warm up, then measure `NUM_REPEATS` times; says on stderr how far it is.
+
+    Raises:
+        NotServingError: it does not answer within `START_S`.
+    """
+    began_measuring_s = time.monotonic()
+    await answers(host, port, wire, START_S, pid)
+    print(f"{row.name}: serves after {time.monotonic() - began_measuring_s:.0f} s", file=sys.stderr, flush=True)
     if pid is not None:
         pin(pid, GATEWAY_CORE)
     warm = await run(host, port, wire, num=max(20, num // 4), per_s=row.per_s, num_chunks=51, seed=1)
@@ -159,6 +167,7 @@ async def measure(row: Row, pid: int | None, host: str, port: int, wire: bytes, 
         row.cpu_ms.append(used_s * 1e3 / num)
         row.ttft_p50_ms.append(measured.ttft_ms(0.5))
         row.ttft_p99_ms.append(measured.ttft_ms(0.99))
+    print(f"{row.name}: measured [{time.monotonic() - began_measuring_s:.0f} s]", file=sys.stderr, flush=True)
 
 
 def settings() -> dict[str, Any]:
@@ -272,6 +281,7 @@ async def idle_streams(world: World, engine_port: int, key: str, num: int) -> di
         await answers(gateway.address, 8080, request("x", key, BODY), 60, gateway.process.pid)
         await asyncio.sleep(2)  # every worker has found the engines
         before = rss_bytes(gateway.process.pid)
+        print(f"{num:,} idle streams", file=sys.stderr, flush=True)
         clients = await hold(gateway.address, 8080, request("x", key, HELD), num, 200)
         await asyncio.sleep(2)
         taken = rss_bytes(gateway.process.pid) - before
