@@ -84,7 +84,7 @@ class Clients:
 
     secrets: SecretsManagerClient
     keys: DynamoDBClient
-    """Reads keys while a request waits: gives up soon."""
+    """Reads keys while a request waits, and what is read again and again: gives up soon."""
     claims: DynamoDBClient
     """The same, of the home region: idempotency keys and stored conversations."""
     near: DynamoDBClient
@@ -166,14 +166,13 @@ class Service:
         pools: dict[str, Pool] = {
             model.model_class: Pool(model, self.metrics, is_hedging=settings.hedging) for model in settings.models
         }
-        excluded = ExclusionTable(clients.near, settings.tables.tenants, settings.region)
         self._admin = AdminParts(
             secrets.admin_key,
             secrets.key_pepper,
             TenantTable(settings.tables.tenants, near=clients.near, home=clients.home),
             PlanTable(settings.tables.tenants, clients.home),
             clients.near,
-            excluded,
+            ExclusionTable(clients.near, settings.tables.tenants, settings.region),
             partial(_replicas, control_table, pools, settings.region),
         )
         self._journal = await Journal.open(
@@ -232,6 +231,7 @@ class Service:
             conversations=self._conversations,
             metrics=self.metrics,
         )
+        excluded = ExclusionTable(clients.keys, settings.tables.tenants, settings.region)
         self._exclusions = exclusions = Exclusions(excluded, gateway=self._gateway, pools=pools)
         pipeline.is_refusing = lambda: exclusions.refuses(now_ms())
         controls = Controls(control_table, settings.region)
