@@ -112,7 +112,7 @@ def prompt_router(
 ) -> APIRouter:
     """The routes; `read_body` gives a request's body within the limits on size and time."""
     router = APIRouter(tags=["prompts"])
-    own = Depends(tenant_of)
+    own, made = Depends(tenant_of), _answer(201, "PromptAnswer")
     body = {
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/NewPrompt"}}}}
     }
@@ -134,7 +134,9 @@ def prompt_router(
         )
         return _json(answer, status)
 
-    @router.post("/v1/prompts", status_code=201, summary="Register a prompt, for requests to name", openapi_extra=body)
+    @router.post(
+        "/v1/prompts", status_code=201, summary="Register a prompt, for requests to name", openapi_extra=body, responses=made
+    )
     async def create(request: Request, tenant: Tenant = own) -> Response:
         new = await asked(request)
         classes = _classes(models, tenant, new.models) or tuple(model.model_class for model in models.available_to(tenant))
@@ -144,17 +146,21 @@ def prompt_router(
         log.info("prompt_registered", tenant=tenant.id, prompt=prompt.id)
         return await told(prompt, 201)
 
-    @router.get("/v1/prompts", summary="Your registered prompts")
+    @router.get("/v1/prompts", summary="Your registered prompts", responses=_answer(200, "PromptList"))
     async def show_all(tenant: Tenant = own) -> Response:
         heads = await _ask(book, lambda: book.table.prompts_of(tenant.id))
         entries = [PromptEntry(head.id, "prompt", str(head.latest), head.name, head.changed_at_ms // 1000) for head in heads]
         return _json(PromptList("list", entries))
 
-    @router.get("/v1/prompts/{prompt_id}", summary="A registered prompt with its messages")
+    @router.get(
+        "/v1/prompts/{prompt_id}", summary="A registered prompt with its messages", responses=_answer(200, "PromptAnswer")
+    )
     async def show(prompt_id: str, tenant: Tenant = own, version: Annotated[str | None, VERSION] = None) -> Response:
         return await told(await book.get(tenant.id, PromptRef(prompt_id, version)))
 
-    @router.post("/v1/prompts/{prompt_id}", status_code=201, summary="Register its next version", openapi_extra=body)
+    @router.post(
+        "/v1/prompts/{prompt_id}", status_code=201, summary="Register its next version", openapi_extra=body, responses=made
+    )
     async def add_version(prompt_id: str, request: Request, tenant: Tenant = own) -> Response:
         new = await asked(request)
         classes, messages = _classes(models, tenant, new.models), _messages(new.messages)
@@ -164,7 +170,9 @@ def prompt_router(
         log.info("prompt_registered", tenant=tenant.id, prompt=prompt.id, version=prompt.version)
         return await told(prompt, 201)
 
-    @router.delete("/v1/prompts/{prompt_id}", summary="Delete a prompt with all its versions")
+    @router.delete(
+        "/v1/prompts/{prompt_id}", summary="Delete a prompt with all its versions", responses=_answer(200, "PromptDeleted")
+    )
     async def delete(prompt_id: str, tenant: Tenant = own) -> Response:
         await _ask(book, lambda: book.table.delete(tenant.id, prompt_id))
         book.forget(tenant.id, prompt_id)
@@ -208,6 +216,11 @@ async def _ask(book: PromptBook, call: Callable[[], _T]) -> _T:
     except (BotoCoreError, ClientError) as error:
         log.warning("prompts_unavailable", error=str(error))
         raise registered.unavailable() from error
+
+
+def _answer(status: int, schema: str) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {status: {"description": "As asked.", "content": content}}
 
 
 def _json(answer: msgspec.Struct, status: int = 200) -> Response:
