@@ -5,7 +5,7 @@ export PYTHON
 VARIANT ?= cpu
 BIN := .venv/bin
 
-.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-limits drill-region drill-partition drill-scaling drill-scenes drill-fairness drill-overload bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
+.PHONY: check-promql help up down setup test check fmt test-unit test-engine test-slow test-cluster kube-assets lock image image-lock drill-image drill-guardrails guardrails-peers drill-metering drill-billing drill-engines drill-limits drill-region drill-partition drill-scaling drill-scenes drill-fairness drill-overload drill-context bench-fetch bench-gateway bench-engine bench-preview bench-routing bench-ttft bench-simulator preview-engine deploy destroy clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ': .*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ drill-fairness: .venv/.flotilla-dev     ## one tenant floods, 199 others ask, be
 
 drill-overload: .venv/.flotilla-dev     ## five times what engines can do, for five minutes: goodput, bands, Retry-After
 	@$(BIN)/python -m tests.drills.drill_overload $(ARGS)
+
+drill-context: .venv/.flotilla-dev     ## 10,000 conversations of 1 to 60K tokens: none is sent beyond its window, what is dropped is told
+	@$(BIN)/python -m tests.drills.drill_context $(ARGS)
 
 bench-fetch: .venv/.flotilla-dev  ## how fast a release is fetched, against a bare parallel download
 	@$(BIN)/python tests/bench/bench_fetch.py
