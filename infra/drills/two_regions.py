@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -240,7 +241,7 @@ def _free_offset() -> int:
     Raises:
         UserError: there is none.
     """
-    for offset in OFFSETS:
+    for offset in random.sample(OFFSETS, len(OFFSETS)):  # two drills that start at once must not take the same
         try:
             for port in range(furniture.EDGE_PORT + offset, furniture.EDGE_PORT + offset + 40):
                 with socket.socket() as probe:
