@@ -1,7 +1,7 @@
 """`flotilla failover` as real processes: run to the end, or killed within and after every step and run again.
 
-Where a kill landed is read from the run's record and not assumed: the process is killed as it
-says that a step begins, or is done.
+Within a step the process is killed as it says that the step begins; between two while it asks, with `--step`, whether to take
+the next. Where a kill landed is read from the run's record and not assumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from infra.drills.two_regions import TwoRegions
 from infra.recovery import failover
 from infra.recovery.guard import Guard
 from infra.recovery.operations import Recovery
-from infra.recovery.record import RunRecord, State
+from infra.recovery.record import TAKEN, RunRecord, State
 from infra.recovery.table import FailoverTable
 from policies.failover.items import CONTROL, DEPLOYS, FLOOR, FREEZE, TAKEOVER
 from serving.errors import UserError
@@ -29,7 +29,7 @@ MAX_TRIES = 4
 """Kills that came too late for what they were meant for, in a row."""
 DULL = frozenset({"run_id", "at_s", "by", "reason"})
 """Whose run it was, and when: two runs that came to the same end differ in it."""
-_LINE = re.compile(r"\s*([A-Z]+)\s+([a-z-]+)")
+_LINE = re.compile(r"(?:^|\s)([A-Z]{4,})\s+([a-z-]+)")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ async def run_killed(regions: TwoRegions, lost: str, on_line: Callable[[str], No
                 record = await asyncio.to_thread(_record_since, regions, lost, before)
                 if record is not None and (record.state is not State.RUNNING or _is_past(record, name, wanted)):
                     break
-                if await _killed_at(regions, lost, name, wanted):
+                if await _killed_at(regions, lost, name, wanted, record):
                     kills.num_kills += 1
                     _note(kills, await asyncio.to_thread(_record_since, regions, lost, before))
                     on_line(f"killed: {name} {wanted}")
@@ -132,22 +132,39 @@ def _is_past(record: RunRecord, name: str, wanted: State) -> bool:
     return record.steps[place + 1].state is not State.PENDING
 
 
-async def _killed_at(regions: TwoRegions, lost: str, name: str, wanted: State) -> bool:
+async def _killed_at(regions: TwoRegions, lost: str, name: str, wanted: State, record: RunRecord | None) -> bool:
     """Runs until the process says that `name` is in the state, and kills it; False if it ended before.
 
-    By a thread that waits for nothing else: the next step is written down milliseconds after one is done.
+    By a thread that waits for nothing else: most steps last milliseconds.
     """
-    return await asyncio.to_thread(_kill_as_it_says, regions, lost, name, _said_as(wanted))
+    answers = _num_asked(record, name) if wanted is State.DONE else None
+    return await asyncio.to_thread(_kill_as_it_says, regions, lost, name, _said_as(wanted), answers)
 
 
-def _kill_as_it_says(regions: TwoRegions, lost: str, name: str, words: tuple[str, ...]) -> bool:
-    command = regions.command("failover", "run", lost, "--reason", "drill")
+def _num_asked(record: RunRecord | None, name: str) -> int:
+    """Steps that are still to be taken, `name` the last of them."""
+    names = [step.name for step in failover.STEPS]
+    to_take = names[: names.index(name) + 1]
+    return sum(record is None or record.step(one).state not in TAKEN for one in to_take)
+
+
+def _kill_as_it_says(regions: TwoRegions, lost: str, name: str, words: tuple[str, ...], answers: int | None) -> bool:
+    """`answers`: it asks before each step, and is answered so often."""
+    command = regions.command("failover", "run", lost, "--reason", "drill", *(["--step"] if answers is not None else []))
     with subprocess.Popen(
-        command, env=_env(regions), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        command,
+        env=_env(regions),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
     ) as process:
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("y\n" * (answers or 0))
+        process.stdin.flush()
         for line in process.stdout:
-            said = _LINE.match(line)
+            said = _LINE.search(line)
             if said is not None and said[2] == name and said[1] in words:
                 process.kill()
                 break

@@ -18,6 +18,7 @@ from rich.text import Text
 from infra.naming import LOCAL
 from infra.recovery.operations import Plan, Recovery
 from infra.recovery.record import Kind, RunRecord, State, StepRecord
+from infra.recovery.step import Step
 from policies.failover.capacity import SHED_ORDER
 
 failover = typer.Typer(
@@ -35,6 +36,9 @@ FromOption = Annotated[
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Kept in the record and in the region's control.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Look at everything, write nothing; the record has the same shape.")]
+StepOption = Annotated[
+    bool, typer.Option("--step", help="Ask before each step; after a no, the same command goes on from there.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 STYLES: Mapping[State, str] = {
@@ -73,10 +77,12 @@ def run(
     reason: ReasonOption = "lost",
     accept_shedding: Annotated[bool, typer.Option(help="Go on although the survivors cannot carry everything.")] = False,
     dry_run: DryOption = False,
+    step: StepOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Take traffic out of the region, step by step. Run it again to go on where it stopped."""
     recovery = _recovery(env, seat, accept_shedding=accept_shedding, show=not as_json)
+    recovery.confirm = _ask if step else recovery.confirm
     _print(recovery.failover(region, reason, is_dry_run=dry_run), as_json)
 
 
@@ -105,10 +111,13 @@ def failback(
     seat: FromOption = None,
     reason: ReasonOption = "it is well again",
     dry_run: DryOption = False,
+    step: StepOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the region back once it is well: usage reconciled, traffic, floors, deploys."""
-    _print(_recovery(env, seat, show=not as_json).failback(region, reason, is_dry_run=dry_run), as_json)
+    recovery = _recovery(env, seat, show=not as_json)
+    recovery.confirm = _ask if step else recovery.confirm
+    _print(recovery.failback(region, reason, is_dry_run=dry_run), as_json)
 
 
 def _recovery(env: str, seat: str | None, *, accept_shedding: bool = False, show: bool = False) -> Recovery:
@@ -121,6 +130,10 @@ def _recovery(env: str, seat: str | None, *, accept_shedding: bool = False, show
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         recovery.on_step = lambda step: _print_step(console, step)
     return recovery
+
+
+def _ask(step: Step) -> None:
+    typer.confirm(f"{step.name}: {step.does} Go on?", default=True, abort=True, err=True)
 
 
 def _local_key(env: str) -> str:

@@ -13,7 +13,7 @@ from infra.recovery import failback, failover
 from infra.recovery.estate import Estate
 from infra.recovery.guard import Guard
 from infra.recovery.record import Kind, RunLog, RunRecord, State, new_steps, operator, read_run
-from infra.recovery.runner import OnStep, take_steps, undo_steps
+from infra.recovery.runner import Confirm, OnStep, take_steps, undo_steps
 from infra.recovery.step import Options, Run, Step
 from infra.recovery.table import FailoverTable
 from policies.failover.capacity import ClassPlan, committed_load
@@ -43,6 +43,7 @@ class Recovery:
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     on_step: OnStep = lambda _: None
+    confirm: Confirm = lambda _: None
     by: str = field(default_factory=operator)
 
     def plan(self, lost: str) -> Plan:
@@ -110,7 +111,7 @@ class Recovery:
         run = self._run_of(record)
         log = RunLog(run.seat, record, self.clock)
         log.begin(before)
-        take_steps(run, STEPS[kind], log, self.sleep, self.on_step)
+        take_steps(run, STEPS[kind], log, self.sleep, self.on_step, self.confirm)
         return record
 
     def _new(self, lost: str, kind: Kind, reason: str, *, is_dry_run: bool) -> RunRecord:

@@ -28,7 +28,8 @@ $ flotilla failover failback us-east-2 --env prod       # hours later, when it i
 ```
 
 You need this repository, a Python environment (`make setup`) and the responder's role. You need nothing of the lost region, no Pulumi, no
-Kubernetes and no control plane of AWS. Every command may be interrupted, killed and run again; a second operator is told who runs it.
+Kubernetes and no control plane of AWS. Every command may be interrupted, killed and run again; a second operator is told who runs it. With `--step`,
+`run` and `failback` ask before each step.
 
 ## What you see, and what you do
 

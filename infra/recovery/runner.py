@@ -17,13 +17,17 @@ from policies.failover.items import Item
 
 POLL_S = 1.0
 OnStep = Callable[[StepRecord], None]
+Confirm = Callable[[Step], None]
+"""Asked before a step is begun; raises where it must not be."""
 
 
 class StepFailed(UserError):
     """A step did not come to its end; those before it hold, and the same command goes on from it."""
 
 
-def take_steps(run: Run, steps: Sequence[Step], log: RunLog, sleep: Callable[[float], None], on_step: OnStep) -> None:
+def take_steps(
+    run: Run, steps: Sequence[Step], log: RunLog, sleep: Callable[[float], None], on_step: OnStep, confirm: Confirm
+) -> None:
     """Takes every step that is not taken yet; `on_step` is told of each change.
 
     Raises:
@@ -34,6 +38,7 @@ def take_steps(run: Run, steps: Sequence[Step], log: RunLog, sleep: Callable[[fl
         if record.state in TAKEN:
             on_step(record)
             continue
+        confirm(step)
         record.state, record.started_at_s = State.RUNNING, run.clock()
         log.save()
         on_step(record)

@@ -17,7 +17,7 @@ from infra.recovery import failback, failover, operations
 from infra.recovery.guard import explain
 from infra.recovery.record import Kind, RunLog, State, StepRecord
 from infra.recovery.runner import StepFailed
-from infra.recovery.step import Options, Run
+from infra.recovery.step import Options, Run, Step
 from infra.recovery.table import FailoverTable
 from policies.failover.controls import Verdict
 from policies.failover.items import CONTROL, Control, Freeze
@@ -120,6 +120,24 @@ def test_two_failovers_from_both_sides_of_a_partition_are_taken_back_one_after_t
     world.settle()
     assert not world.items(EAST)["freeze", "deploys"]["is_frozen"]
     assert world.controls(EAST) == world.controls(WEST) == {EAST: False, WEST: False}
+
+
+def test_who_is_asked_before_each_step_may_say_no_and_go_on_later(world: World) -> None:
+    lose(world)
+    asked: list[str] = []
+
+    def confirm(step: Step) -> None:
+        asked.append(step.name)
+        if step.name == "evacuate":
+            raise InterruptedError("not before I have called somebody")
+
+    with pytest.raises(InterruptedError):
+        world.recovery(confirm=confirm).failover(EAST, "power is out")
+    assert asked == ["declare", "freeze-deploys", "check-survivors", "raise-floors", "evacuate"]
+    assert not world.controls(WEST)
+    asked.clear()
+    assert world.recovery(confirm=lambda step: asked.append(step.name)).failover(EAST, "power is out").state is State.DONE
+    assert asked == NAMES[Kind.FAILOVER][4:], "what is done is not asked for again"
 
 
 class Killed(BaseException):
