@@ -40,8 +40,11 @@ from serving.target import aws_client
 HOME, FAR = REGIONS
 BEFORE_S, AFTER_S, SETTLE_LIMIT_S = 5.0, 5.0, 30.0
 LIMITED, LIMIT_PER_MIN = "limited", 60
-ASK_EVERY_S = 0.5
-"""In each region: twice the limit."""
+ASK_EVERY_S = 0.25
+"""In each region: four times the limit."""
+ALONE_SHARE = 0.6
+"""Of the partition: then each side fails the other over. Limits are judged until then: who says that a region is out, says that
+nobody else enforces its part."""
 NUM_KEYS, NUM_ALIAS_WRITES = 10, 3
 MODEL_CLASS = "small"
 REQUEST_LIMIT_S = 30.0
@@ -151,10 +154,10 @@ class Partition:
         self._session.mark("nothing passes between the regions")
         ends_s = story.cut_s + lasts_s
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._ask_beyond_the_limit(limited, ends_s))
+            tasks.create_task(self._ask_beyond_the_limit(limited, story.cut_s + ALONE_SHARE * lasts_s))
             tasks.create_task(self._use_keys_twice(lasts_s / (2 * NUM_KEYS)))
             tasks.create_task(self._write_alias(lasts_s / (2 * NUM_ALIAS_WRITES)))
-            tasks.create_task(self._fail_both_over(lasts_s / 4))
+            tasks.create_task(self._fail_both_over(ALONE_SHARE * lasts_s))
         await asyncio.sleep(max(0.0, ends_s - time.monotonic()))
         new_key = await asyncio.to_thread(admin_client.create_key, regions.target, LIMITED, name="made meanwhile")
         story.out_during = await asyncio.to_thread(self._said_out)
@@ -184,7 +187,7 @@ class Partition:
         story.out_at_end = await asyncio.to_thread(self._said_out)
 
     async def _ask_beyond_the_limit(self, key: str, ends_s: float) -> None:
-        """Twice the limit in each region."""
+        """More than the limit in each region, until `ends_s`."""
         began_s = time.monotonic()
 
         async def ask_in(region: str) -> None:
