@@ -68,7 +68,12 @@ def conversation_router(
     """The routes; `described` is the body of the first one for the document."""
     router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
-    @router.post("", summary="Make a conversation that chats can go on with", openapi_extra={"requestBody": described})
+    @router.post(
+        "",
+        summary="Make a conversation that chats can go on with",
+        openapi_extra={"requestBody": described},
+        responses=_answer("ConversationCard"),
+    )
     async def create(request: Request) -> Response:
         tenant = await tenant_of(request)
         body = await read_body(request)
@@ -77,11 +82,11 @@ def conversation_router(
         validate.check_messages(messages)
         return _json(_card(await conversations.create(tenant, messages, new.metadata or {}, new.ttl_s)))
 
-    @router.get("/{conversation_id}", summary="A conversation and all that was said in it")
+    @router.get("/{conversation_id}", summary="A conversation and all that was said in it", responses=_answer("ConversationCard"))
     async def show(conversation_id: str, request: Request) -> Response:
         return _json(_card(await conversations.get(await tenant_of(request), conversation_id)))
 
-    @router.delete("/{conversation_id}", summary="Forget a conversation")
+    @router.delete("/{conversation_id}", summary="Forget a conversation", responses=_answer("DeletedConversation"))
     async def delete(conversation_id: str, request: Request) -> Response:
         await conversations.delete(await tenant_of(request), conversation_id)
         return _json(DeletedConversation(conversation_id, "conversation.deleted", True))
@@ -99,6 +104,11 @@ def _card(conversation: Conversation) -> ConversationCard:
         conversation.revision,
         [message.plain() for message in conversation.messages],
     )
+
+
+def _answer(schema: str) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {200: {"description": "As asked.", "content": content}}
 
 
 def _json(answer: msgspec.Struct) -> Response:
