@@ -197,6 +197,12 @@ class DrillsConfig(Frozen):
     in_production: bool = False
     """Production keeps templates only where this says so; a guardrail refuses them otherwise."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.in_production and not self.templates:
+            raise ValueError("`in_production` is true, and `templates` names none. Name some, or leave it out.")
+        return self
+
 
 class ServingConfig(Frozen):
     """The stack file of serving."""

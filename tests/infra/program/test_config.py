@@ -101,6 +101,11 @@ STACK_FILE_FAULTS = [
         "`flotilla:engines.small`: `floor` and `warm_spares` are 0, must be at least 1 together",
     ),
     ("max_replicas: 1", "max_replicas: 2", "`max_replicas` is 2, must be at most 1 with a claim as model cache"),
+    (
+        "  flotilla:cache:",
+        "  flotilla:drills: {in_production: true}\n  flotilla:cache:",
+        "`flotilla:drills`: `in_production` is true, and `templates` names none.",
+    ),
     ("engine: valkey", "engine: memcached", "`flotilla:cache.engine` is 'memcached': input should be 'valkey' or 'redis'"),
     ("flotilla:cache:", "cache:", "`cache` is not a known key. Ours begin with `flotilla:`"),
     ("flotilla:cache:", "flotilla:cash:", "`flotilla:cash` is not a known key. Did you mean `cache`?"),

@@ -58,6 +58,7 @@ def settings_file(tmp_path: Path, aws: Any) -> Path:
             ledger=aws.table,
             idempotency="idempotency",
             prompts="prompts",
+            conversations="conversations",
             failover="failover",
         ),
         secrets=Secrets(key_pepper="a", cache_salt="b", admin_key="c"),
