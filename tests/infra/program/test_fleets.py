@@ -77,7 +77,8 @@ def test_a_request_may_land_on_base_or_overflow_and_never_on_batch(graphs: dict[
 
     assert behind("engine-small") == ["engine-small", "engine-small-overflow"]
     assert behind("engine-small-batch") == ["engine-small-batch"]
-    assert all(service.inputs["spec"]["clusterIP"] == "None" for name, service in services.items() if name != "gateway")
+    gateways = {"gateway", "gateway-admin"}
+    assert all(service.inputs["spec"]["clusterIP"] == "None" for name, service in services.items() if name not in gateways)
 
 
 def test_whoever_may_wait_gives_way(graphs: dict[str, Graph], fleets: dict[str, Any]) -> None:

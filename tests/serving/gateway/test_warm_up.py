@@ -129,9 +129,9 @@ async def test_an_engine_that_comes_back_is_warmed_again(home: Home, monkeypatch
 async def test_it_gives_way_to_tenants(home: Home) -> None:
     async with world(home, 1) as (fleet, _, _prompt):
         engine, queue = fleet.gateway.pools["small"].engines[0], fleet.gateway.warm_up._queues["small"]
-        queue.waiting_elsewhere = lambda: 1
+        queue.hear(1, 0, 1)
         assert await fleet.gateway.warm_up.look() == 0, "somebody waits"
-        queue.waiting_elsewhere = lambda: 0
+        queue.hear(1, 0, 0)
         engine.replica.num_in_flight = 256 // warm_up.MOSTLY_IDLE
         assert await fleet.gateway.warm_up.look() == 0, "the engine is at work"
         engine.replica.num_in_flight -= 1

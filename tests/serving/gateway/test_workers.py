@@ -233,7 +233,7 @@ async def test_two_workers_share_a_port_die_alone_and_drain_together(pair: tuple
         while not all(served.get(worker) for worker in ready):  # both have found the engine
             served = await asyncio.to_thread(scraped, gateway)
             await asyncio.sleep(0.05)
-        engine.behaviour = Behaviour(tokens=["x"] * 40, delay_s=0.05)
+        engine.behaviour = Behaviour(tokens=["x"] * 100, delay_s=0.05)  # all are begun before one ends, on a busy machine too
         streams = [asyncio.create_task(stream(http, gateway, key)) for _ in range(40)]
         while sum(counts := await in_flight(gateway)) < 40:
             await asyncio.sleep(0.05)
