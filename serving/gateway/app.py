@@ -24,6 +24,7 @@ from serving.gateway.context import ContextCounter
 from serving.gateway.controls import Controls
 from serving.gateway.conversation_routes import ConversationCard, DeletedConversation, NewConversation, conversation_router
 from serving.gateway.conversations import Conversations
+from serving.gateway.documents import json_answer, json_body, json_content, json_response
 from serving.gateway.embeddings import EmbeddingsRequest
 from serving.gateway.models import Models
 from serving.gateway.pipeline import Pipeline
@@ -187,24 +188,24 @@ def build_app(
         "/v1/models",
         tags=["models"],
         summary="List the models that your key may use",
-        responses={200: _answer("ModelList"), **_failures(401, 503)},
+        responses={**json_answer("ModelList"), **_failures(401, 503)},
     )
     async def list_models(request: Request) -> Response:
         available = models.available_to(await tenant(request))
         autos = [auto_card(available)] if available else []
-        return _json(ModelList("list", [*map(card, available), *autos]))
+        return json_response(ModelList("list", [*map(card, available), *autos]))
 
     @app.get(
         "/v1/models/{name}",
         tags=["models"],
         summary="One model",
-        responses={200: _answer("Model"), **_failures(401, 404, 503)},
+        responses={**json_answer("Model"), **_failures(401, 404, 503)},
     )
     async def show_model(name: str, request: Request) -> Response:
         asking = await tenant(request)
         if name == AUTO_MODEL and (available := models.available_to(asking)):
-            return _json(auto_card(available))
-        return _json(card(models.choose(name, asking)))
+            return json_response(auto_card(available))
+        return json_response(card(models.choose(name, asking)))
 
     app.include_router(usage_router(tenant, usage), responses=_failures(400, 401, 503))
     app.include_router(
@@ -215,7 +216,7 @@ def build_app(
         return await pipeline.spend_request(dict(request.headers.raw))
 
     app.include_router(
-        conversation_router(conversations, spending, body_of, max_depth, _body("NewConversation")),
+        conversation_router(conversations, spending, body_of, max_depth),
         responses=_failures(400, 401, 404, 408, 413, 429, 503),
     )
 
@@ -223,40 +224,40 @@ def build_app(
         "/v1/responses/input_tokens",
         tags=["generation"],
         summary="Count the tokens of a prompt, tools included; costs nothing",
-        responses={200: _answer("InputTokens"), **_failures(*_GENERATION_FAILURES)},
-        openapi_extra={"requestBody": _body("CountRequest")},
+        responses={**json_answer("InputTokens"), **_failures(*_GENERATION_FAILURES)},
+        openapi_extra={"requestBody": json_body("CountRequest")},
     )
     async def count(request: Request) -> Response:
         exchange = AsgiExchange(request.scope, request.receive, _to_nobody)
         try:
-            return _json(InputTokens("response.input_tokens", await pipeline.count(exchange)))
+            return json_response(InputTokens("response.input_tokens", await pipeline.count(exchange)))
         finally:
             exchange.close()
 
-    @app.get("/health", tags=["health"], summary="Whether traffic should come; needs no key", responses={200: _answer("Health")})
+    @app.get("/health", tags=["health"], summary="Whether traffic should come; needs no key", responses=json_answer("Health"))
     async def health() -> Response:
         reasons = unready()
-        return _json(Health(not reasons, reasons), 503 if reasons else 200)
+        return json_response(Health(not reasons, reasons), 503 if reasons else 200)
 
     @app.get(
         "/region",
         tags=["health"],
         summary="Whether this region should receive traffic; needs no key",
-        responses={200: _answer("Health")},
+        responses=json_answer("Health"),
     )
     async def region() -> Response:
         reasons = region_health()
-        return _json(Health(not reasons, reasons), 503 if reasons else 200)
+        return json_response(Health(not reasons, reasons), 503 if reasons else 200)
 
     @app.get(
         "/controls/{region}",
         tags=["health"],
         summary="200 while that region is evacuated, 404 while not; needs no key",
-        responses={200: _answer("Control")},
+        responses=json_answer("Control"),
     )
     async def control(region: str) -> Response:
         is_evacuated = controls.of(region).verdict is Verdict.EVACUATED
-        return _json(Control(region, is_evacuated), 200 if is_evacuated else 404)
+        return json_response(Control(region, is_evacuated), 200 if is_evacuated else 404)
 
     async def generate() -> Response:
         return Exchanged()
@@ -272,7 +273,7 @@ def build_app(
             response_class=Exchanged,
             response_model=None,
             responses={200: _STREAM_OR_DOCUMENT, **_failures(*_GENERATION_FAILURES)},
-            openapi_extra={"requestBody": _body(kind.__name__), "parameters": [_IDEMPOTENCY_KEY, _NEEDS]},
+            openapi_extra={"requestBody": json_body(kind.__name__), "parameters": [_IDEMPOTENCY_KEY, _NEEDS]},
         )
 
     def openapi() -> dict[str, Any]:
@@ -292,29 +293,15 @@ def build_app(
     return app
 
 
-def _json(answer: msgspec.Struct, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(answer), status, media_type="application/json")
-
-
 async def _to_nobody(message: Any) -> None:
     """FastAPI sends this answer."""
 
 
-def _answer(schema: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"description": "As asked.", "content": content}
-
-
-def _body(schema: str) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
-
-
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         status: {
             "description": ", ".join(f"`{kind.code}`" for kind in errors.TABLE.values() if kind.status == status),
-            "content": content,
+            **json_content("Error"),
         }
         for status in statuses
     }

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from serving.gateway import validate
 from serving.gateway.conversation_store import MAX_TTL_S, Conversation
 from serving.gateway.conversations import MAX_MESSAGES, Conversations
+from serving.gateway.documents import json_answer, json_body, json_response
 from serving.gateway.messages import Closed
 from serving.gateway.responses import Item, messages_of
 
@@ -62,17 +63,15 @@ class DeletedConversation(msgspec.Struct):
 _decoder = msgspec.json.Decoder(NewConversation)
 
 
-def conversation_router(
-    conversations: Conversations, tenant_of: SpendRequest, read_body: ReadBody, max_depth: int, described: dict[str, Any]
-) -> APIRouter:
-    """The routes; `described` is the body of the first one for the document."""
+def conversation_router(conversations: Conversations, tenant_of: SpendRequest, read_body: ReadBody, max_depth: int) -> APIRouter:
+    """The routes."""
     router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
     @router.post(
         "",
         summary="Make a conversation that chats can go on with",
-        openapi_extra={"requestBody": described},
-        responses=_answer("ConversationCard"),
+        openapi_extra={"requestBody": json_body("NewConversation")},
+        responses=json_answer("ConversationCard"),
     )
     async def create(request: Request) -> Response:
         tenant = await tenant_of(request)
@@ -80,16 +79,18 @@ def conversation_router(
         new: NewConversation = validate.decoded(_decoder, body, max_depth=max_depth)
         messages = messages_of(new.items or [], "items")
         validate.check_messages(messages)
-        return _json(_card(await conversations.create(tenant, messages, new.metadata or {}, new.ttl_s)))
+        return json_response(_card(await conversations.create(tenant, messages, new.metadata or {}, new.ttl_s)))
 
-    @router.get("/{conversation_id}", summary="A conversation and all that was said in it", responses=_answer("ConversationCard"))
+    @router.get(
+        "/{conversation_id}", summary="A conversation and all that was said in it", responses=json_answer("ConversationCard")
+    )
     async def show(conversation_id: str, request: Request) -> Response:
-        return _json(_card(await conversations.get(await tenant_of(request), conversation_id)))
+        return json_response(_card(await conversations.get(await tenant_of(request), conversation_id)))
 
-    @router.delete("/{conversation_id}", summary="Forget a conversation", responses=_answer("DeletedConversation"))
+    @router.delete("/{conversation_id}", summary="Forget a conversation", responses=json_answer("DeletedConversation"))
     async def delete(conversation_id: str, request: Request) -> Response:
         await conversations.delete(await tenant_of(request), conversation_id)
-        return _json(DeletedConversation(conversation_id, "conversation.deleted", True))
+        return json_response(DeletedConversation(conversation_id, "conversation.deleted", True))
 
     return router
 
@@ -104,12 +105,3 @@ def _card(conversation: Conversation) -> ConversationCard:
         conversation.revision,
         [message.plain() for message in conversation.messages],
     )
-
-
-def _answer(schema: str) -> dict[int | str, dict[str, Any]]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {200: {"description": "As asked.", "content": content}}
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from serving.gateway import errors, registered, validate
 from serving.gateway.context import ContextCounter
+from serving.gateway.documents import json_answer, json_body, json_response
 from serving.gateway.errors import ApiError
 from serving.gateway.messages import Closed, PromptRef, TextPart
 from serving.gateway.messages import Message as AnyMessage
@@ -112,10 +113,8 @@ def prompt_router(
 ) -> APIRouter:
     """The routes; `read_body` gives a request's body within the limits on size and time."""
     router = APIRouter(tags=["prompts"])
-    own, made = Depends(tenant_of), _answer(201, "PromptAnswer")
-    body = {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/NewPrompt"}}}}
-    }
+    own, made = Depends(tenant_of), json_answer("PromptAnswer", 201)
+    body = {"requestBody": json_body("NewPrompt")}
 
     async def asked(request: Request) -> NewPrompt:
         new: NewPrompt = validate.decoded(_new, await read_body(request), max_depth=MAX_DEPTH)
@@ -132,7 +131,7 @@ def prompt_router(
             {name: num for name in prompt.models if (num := await context.prompt_tokens(name, prompt.messages)) is not None},
             [message.plain() for message in prompt.messages],
         )
-        return _json(answer, status)
+        return json_response(answer, status)
 
     @router.post(
         "/v1/prompts", status_code=201, summary="Register a prompt, for requests to name", openapi_extra=body, responses=made
@@ -146,15 +145,13 @@ def prompt_router(
         log.info("prompt_registered", tenant=tenant.id, prompt=prompt.id)
         return await told(prompt, 201)
 
-    @router.get("/v1/prompts", summary="Your registered prompts", responses=_answer(200, "PromptList"))
+    @router.get("/v1/prompts", summary="Your registered prompts", responses=json_answer("PromptList"))
     async def show_all(tenant: Tenant = own) -> Response:
         heads = await _ask(book, lambda: book.table.prompts_of(tenant.id))
         entries = [PromptEntry(head.id, "prompt", str(head.latest), head.name, head.changed_at_ms // 1000) for head in heads]
-        return _json(PromptList("list", entries))
+        return json_response(PromptList("list", entries))
 
-    @router.get(
-        "/v1/prompts/{prompt_id}", summary="A registered prompt with its messages", responses=_answer(200, "PromptAnswer")
-    )
+    @router.get("/v1/prompts/{prompt_id}", summary="A registered prompt with its messages", responses=json_answer("PromptAnswer"))
     async def show(prompt_id: str, tenant: Tenant = own, version: Annotated[str | None, VERSION] = None) -> Response:
         return await told(await book.get(tenant.id, PromptRef(prompt_id, version)))
 
@@ -171,13 +168,13 @@ def prompt_router(
         return await told(prompt, 201)
 
     @router.delete(
-        "/v1/prompts/{prompt_id}", summary="Delete a prompt with all its versions", responses=_answer(200, "PromptDeleted")
+        "/v1/prompts/{prompt_id}", summary="Delete a prompt with all its versions", responses=json_answer("PromptDeleted")
     )
     async def delete(prompt_id: str, tenant: Tenant = own) -> Response:
         await _ask(book, lambda: book.table.delete(tenant.id, prompt_id))
         book.forget(tenant.id, prompt_id)
         log.info("prompt_deleted", tenant=tenant.id, prompt=prompt_id)
-        return _json(PromptDeleted(prompt_id, "prompt.deleted", deleted=True))
+        return json_response(PromptDeleted(prompt_id, "prompt.deleted", deleted=True))
 
     return router
 
@@ -216,12 +213,3 @@ async def _ask(book: PromptBook, call: Callable[[], _T]) -> _T:
     except (BotoCoreError, ClientError) as error:
         log.warning("prompts_unavailable", error=str(error))
         raise registered.unavailable() from error
-
-
-def _answer(status: int, schema: str) -> dict[int | str, dict[str, Any]]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {status: {"description": "As asked.", "content": content}}
-
-
-def _json(answer: msgspec.Struct, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(answer), status, media_type="application/json")
