@@ -12,6 +12,7 @@ import contextlib
 import time
 from urllib.request import urlopen
 
+from infra.components.workloads.gateway_fleet import OPS_PORT
 from infra.drills import harms
 from infra.drills.figures import Part
 from infra.drills.load import Load
@@ -147,8 +148,9 @@ def allowed(per_min: int, lasts_s: float) -> int:
 
 
 def _fallbacks(play: Play) -> float:
-    """The series as the region's gateway tells it."""
-    url = f"{play.regions.target.regions[play.harmed].admin_url}/metrics"
-    with urlopen(url, timeout=10) as answer:  # noqa: S310 (an address of this machine's)
-        lines = answer.read().decode().splitlines()
+    """The series as the region's gateways tell it."""
+    lines: list[str] = []
+    for pod in harms.pods_of(play.regions, play.harmed, harms.GATEWAYS):
+        with urlopen(f"http://{pod.address}:{OPS_PORT}/metrics", timeout=10) as answer:
+            lines += answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(LIMITER_FALLBACKS.name))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -91,3 +95,17 @@ def test_every_scene_has_a_command() -> None:
     assert set(commands.SCENES) == set(SCENES)
     for name in SCENES:
         assert CliRunner().invoke(commands.drill, [name, "--help"]).exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", ["cache-loss", "slow-region", "az-loss"])
+def test_a_drill_in_its_short_form_loses_no_bill(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infra.cli", "drill", name, "--seconds", "0.4", "--per-s", "10", "--report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=380, check=False)
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    names = ("num_rpo_requests", "num_lost", "num_doubled", "num_inexact", "num_over", "num_double_bills")
+    assert {each: found[each] for each in names} == dict.fromkeys(names, 0)
+    assert found["received_tokens"] == found["billed_tokens"] > 0
+    assert (tmp_path / "timeline.svg").exists()
